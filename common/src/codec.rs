@@ -1,0 +1,124 @@
+//! How Essaim's own nodes travel inside a DataFusion plan.
+
+use crate::broadcast::BroadcastExec;
+use crate::connector::Split;
+use crate::error::Error;
+use crate::ipc;
+use crate::scan::ScanExec;
+use crate::session::connector;
+use crate::sink::SinkWriteExec;
+use datafusion::common::{Result, internal_datafusion_err, internal_err};
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
+use essaim_proto::v1::{
+    BroadcastNode, PlanNode, ScanNode, SinkWriteNode, SplitGroup, SplitNode, plan_node::Node,
+};
+use prost::Message;
+use std::sync::Arc;
+
+/// Encodes [`ScanExec`], [`SinkWriteExec`] and [`BroadcastExec`].
+#[derive(Debug)]
+pub struct EssaimCodec;
+
+impl PhysicalExtensionCodec for EssaimCodec {
+    fn try_encode(
+        &self,
+        node: Arc<dyn ExecutionPlan>,
+        buf: &mut Vec<u8>,
+        _proto_converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
+        let node = if let Some(scan) = node.downcast_ref::<ScanExec>() {
+            Node::Scan(encode_scan(scan)?)
+        } else if let Some(write) = node.downcast_ref::<SinkWriteExec>() {
+            Node::SinkWrite(SinkWriteNode {
+                connector: write.connector().to_owned(),
+                writer: write.writer().encode().into(),
+                table: write.table().to_owned(),
+            })
+        } else if let Some(broadcast) = node.downcast_ref::<BroadcastExec>() {
+            Node::Broadcast(BroadcastNode {
+                key: broadcast.key().to_owned(),
+                schema: ipc::encode_schema(&broadcast.schema())?.into(),
+            })
+        } else {
+            return internal_err!("{} cannot be sent to a worker", node.name());
+        };
+        PlanNode { node: Some(node) }
+            .encode(buf)
+            .map_err(|e| internal_datafusion_err!("a plan node does not encode: {e}"))
+    }
+
+    fn try_decode(
+        &self,
+        buf: &[u8],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        _ctx: &TaskContext,
+        _proto_converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let node = PlanNode::decode(buf)
+            .map_err(|e| internal_datafusion_err!("a plan node does not decode: {e}"))?;
+        match (node.node, inputs) {
+            (Some(Node::Scan(scan)), []) => Ok(Arc::new(decode_scan(scan)?)),
+            (Some(Node::SinkWrite(write)), [input]) => {
+                let connector = connector(&write.connector)?;
+                let writer = connector.writer(&write.writer)?;
+                Ok(Arc::new(SinkWriteExec::new(
+                    connector.name(),
+                    write.table,
+                    writer,
+                    Arc::clone(input),
+                )))
+            }
+            (Some(Node::Broadcast(broadcast)), []) => Ok(Arc::new(BroadcastExec::new(
+                broadcast.key,
+                ipc::decode_schema(&broadcast.schema)?,
+            ))),
+            _ => Err(Error::internal("a plan node of another version of Essaim").into()),
+        }
+    }
+}
+
+fn encode_scan(scan: &ScanExec) -> Result<ScanNode> {
+    let split = |split: &Split| SplitNode {
+        label: split.label.clone(),
+        payload: split.payload.clone().into(),
+        rows: split.rows.map_or(-1, |rows| rows as i64),
+        bytes: split.bytes.map_or(-1, |bytes| bytes as i64),
+    };
+    Ok(ScanNode {
+        connector: scan.connector().to_owned(),
+        reader: scan.reader().encode().into(),
+        schema: ipc::encode_schema(&scan.schema())?.into(),
+        partitions: scan
+            .partitions()
+            .iter()
+            .map(|group| SplitGroup {
+                splits: group.iter().map(split).collect(),
+            })
+            .collect(),
+        table: scan.table().to_owned(),
+    })
+}
+
+fn decode_scan(node: ScanNode) -> Result<ScanExec> {
+    let connector = connector(&node.connector)?;
+    let reader = connector.reader(&node.reader, ipc::decode_schema(&node.schema)?)?;
+    let split = |node: SplitNode| Split {
+        label: node.label,
+        payload: node.payload.into(),
+        rows: u64::try_from(node.rows).ok(),
+        bytes: u64::try_from(node.bytes).ok(),
+    };
+    let partitions = node
+        .partitions
+        .into_iter()
+        .map(|group| group.splits.into_iter().map(split).collect())
+        .collect();
+    Ok(ScanExec::new(
+        connector.name(),
+        node.table,
+        reader,
+        partitions,
+    ))
+}

@@ -1,0 +1,22 @@
+//! What Essaim's master and worker must agree on, and nothing else.
+//!
+//! The row's way begins here: [`connector`] says what a source and a sink are, [`sources`] and [`sinks`] hold one
+//! folder for each, [`scan`] and [`sink`] are the nodes that run them inside a DataFusion plan, [`codec`] and [`ipc`]
+//! carry plans and rows between processes, [`session`] sets up the engine the same on both sides.
+
+pub mod broadcast;
+pub mod codec;
+pub mod connector;
+pub mod error;
+pub mod ipc;
+pub mod options;
+pub mod scan;
+pub mod scope;
+pub mod secret;
+pub mod session;
+pub mod sink;
+pub mod sinks;
+pub mod sources;
+pub mod table;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,221 @@
+//! The leaf of every plan over a connector: reads the splits of one partition after the other.
+
+use crate::connector::{Split, SplitReader};
+use arrow::datatypes::SchemaRef;
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Result, Statistics, internal_err};
+use datafusion::error::DataFusionError;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::metrics::{
+    Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet,
+};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
+};
+use futures::{StreamExt, TryStreamExt};
+use std::fmt;
+use std::sync::Arc;
+
+/// What a scan counts, the same for every connector.
+#[derive(Debug, Clone)]
+pub struct ScanMetrics {
+    /// Records read, before `on_error` and before any filter of ours.
+    pub rows_in: Count,
+    /// Payload bytes read.
+    pub bytes_in: Count,
+    /// Records dropped by `on_error = 'skip'`.
+    pub records_skipped: Count,
+    /// Records put aside by `on_error = 'dead_letter'`.
+    pub records_dead_lettered: Count,
+}
+
+impl ScanMetrics {
+    /// The counters of one partition.
+    pub fn new(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Self {
+        let counter = |name| MetricBuilder::new(metrics).counter(name, partition);
+        Self {
+            rows_in: counter("rows_in"),
+            bytes_in: counter("bytes_in"),
+            records_skipped: counter("records_skipped"),
+            records_dead_lettered: counter("records_dead_lettered"),
+        }
+    }
+}
+
+/// Yields the rows of a table's splits, one output partition for each group of splits.
+#[derive(Debug, Clone)]
+pub struct ScanExec {
+    connector: &'static str,
+    table: String,
+    reader: Arc<dyn SplitReader>,
+    partitions: Vec<Arc<[Split]>>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl ScanExec {
+    /// A scan by `connector`'s reader. There is at least one partition, if need be an empty one.
+    pub fn new(
+        connector: &'static str,
+        table: impl Into<String>,
+        reader: Arc<dyn SplitReader>,
+        mut partitions: Vec<Arc<[Split]>>,
+    ) -> Self {
+        if partitions.is_empty() {
+            partitions.push(Arc::from([]));
+        }
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(reader.schema()),
+            Partitioning::UnknownPartitioning(partitions.len()),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self {
+            connector,
+            table: table.into(),
+            reader,
+            partitions,
+            properties: Arc::new(properties),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
+    }
+
+    /// The connector's name.
+    pub fn connector(&self) -> &'static str {
+        self.connector
+    }
+
+    /// The table's name in the query.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// What reads each split.
+    pub fn reader(&self) -> &Arc<dyn SplitReader> {
+        &self.reader
+    }
+
+    /// The splits of each output partition.
+    pub fn partitions(&self) -> &[Arc<[Split]>] {
+        &self.partitions
+    }
+
+    /// The same scan over other splits.
+    pub fn with_partitions(&self, partitions: Vec<Arc<[Split]>>) -> Self {
+        Self::new(
+            self.connector,
+            self.table.clone(),
+            Arc::clone(&self.reader),
+            partitions,
+        )
+    }
+
+    fn estimate(&self, partition: Option<usize>) -> Statistics {
+        let splits = || {
+            self.partitions
+                .iter()
+                .enumerate()
+                .filter(move |(index, _)| partition.is_none_or(|wanted| wanted == *index))
+                .flat_map(|(_, splits)| splits.iter())
+        };
+        let sum = |of: fn(&Split) -> Option<u64>| {
+            splits()
+                .map(of)
+                .sum::<Option<u64>>()
+                .map_or(Precision::Absent, |sum| Precision::Inexact(sum as usize))
+        };
+        let mut statistics = Statistics::new_unknown(&self.schema());
+        statistics.num_rows = sum(|split| split.rows);
+        statistics.total_byte_size = sum(|split| split.bytes);
+        statistics
+    }
+}
+
+impl DisplayAs for ScanExec {
+    fn fmt_as(&self, t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let splits: usize = self.partitions.iter().map(|group| group.len()).sum();
+        write!(
+            f,
+            "ScanExec: {} table={}, splits={splits}, {}",
+            self.connector,
+            self.table,
+            self.reader.describe()
+        )?;
+        if matches!(t, DisplayFormatType::Verbose) {
+            for split in self.partitions.iter().flat_map(|group| group.iter()) {
+                write!(f, ", [{}]", split.label)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ExecutionPlan for ScanExec {
+    fn name(&self) -> &str {
+        "ScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        if children.is_empty() {
+            Ok(self)
+        } else {
+            internal_err!("a ScanExec has no children")
+        }
+    }
+
+    fn execute(
+        &self,
+        partition: usize,
+        ctx: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let Some(splits) = self.partitions.get(partition).cloned() else {
+            return internal_err!("ScanExec has no partition {partition}");
+        };
+        let reader = Arc::clone(&self.reader);
+        let metrics = self.metrics.clone();
+        // A split's stream is made when the one before has ended: a partition holds one connection at a time.
+        let rows = futures::stream::iter(0..splits.len())
+            .map(move |index| {
+                reader
+                    .read(&splits[index], partition, &ctx, &metrics)
+                    .map_err(DataFusionError::from)
+            })
+            .try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn partition_statistics(&self, partition: Option<usize>) -> Result<Arc<Statistics>> {
+        Ok(Arc::new(self.estimate(partition)))
+    }
+}
+
+/// The schema of a projection; an empty one keeps only the number of rows.
+pub fn project_schema(schema: &SchemaRef, projection: &[usize]) -> Result<SchemaRef> {
+    Ok(Arc::new(schema.project(projection)?))
+}

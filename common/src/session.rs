@@ -1,0 +1,133 @@
+//! The DataFusion session that master and workers share: settings, functions, memory, connectors.
+
+use crate::codec::EssaimCodec;
+use crate::connector::Connector;
+use crate::error::{Error, Result};
+use crate::scope::Warm;
+use crate::table::TableFactory;
+use datafusion::catalog::TableProviderFactory;
+use datafusion::common::extensions_options;
+use datafusion::config::{ConfigExtension, ConfigOptions};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::SessionConfig;
+use datafusion_distributed::DistributedExt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+extensions_options! {
+    /// Settings of a job: `SET essaim.<name> = <value>`.
+    pub struct Settings {
+        /// How a query is spread: 'auto', 'tasks' (cut at its aggregate), 'exchange' (one distributed plan), 'master'.
+        pub execution: String, default = "auto".to_owned()
+        /// Splits that a source is asked for, per slot of the cluster: more are retried and balanced in smaller pieces.
+        pub splits_per_slot: usize, default = 4
+        /// Attempts of a task (or of a whole exchange) before the job fails.
+        pub max_attempts: usize, default = 4
+        /// Whether a straggler is run a second time on another worker.
+        pub speculation: bool, default = true
+        /// A task is a straggler once it has taken so many times the median of its stage.
+        pub speculation_multiplier: f64, default = 1.5
+        /// The largest input, in bytes, that is sent whole to every worker for a join.
+        pub broadcast_threshold: usize, default = 64 * 1024 * 1024
+        /// How long a query waits for a first worker, in seconds.
+        pub worker_timeout_s: u64, default = 60
+    }
+}
+
+impl ConfigExtension for Settings {
+    const PREFIX: &'static str = "essaim";
+}
+
+/// The settings in force; the defaults where a session has none.
+pub fn settings(options: &ConfigOptions) -> Settings {
+    options
+        .extensions
+        .get::<Settings>()
+        .cloned()
+        .unwrap_or_default()
+}
+
+/// All connectors. One line each.
+pub fn connectors() -> Vec<Arc<dyn Connector>> {
+    vec![Arc::new(crate::sources::generator::Generator)]
+}
+
+/// The connector STORED AS `name`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn connector(name: &str) -> Result<Arc<dyn Connector>> {
+    connectors()
+        .into_iter()
+        .find(|connector| connector.name() == name)
+        .ok_or_else(|| Error::internal(format!("there is no connector {name}")))
+}
+
+/// Memory and spill files of a process. `memory_bytes` bounds what all its operators reserve together.
+///
+/// # Errors
+/// No temporary folder can be made.
+pub fn runtime(memory_bytes: u64) -> Result<Arc<RuntimeEnv>> {
+    const NAMED_IN_ERRORS: NonZeroUsize = NonZeroUsize::new(3).expect("3 is not 0");
+    let pool = FairSpillPool::new(usize::try_from(memory_bytes).unwrap_or(usize::MAX));
+    let pool = TrackConsumersPool::new(pool, NAMED_IN_ERRORS);
+    Ok(Arc::new(
+        RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(pool))
+            .build()?,
+    ))
+}
+
+/// The configuration that planning and execution share.
+pub fn config(target_partitions: usize) -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(target_partitions)
+        .with_information_schema(true)
+        .with_option_extension(Settings::default())
+        .with_extension(Arc::new(Warm::default()));
+    let options = config.options_mut();
+    // A task is one partition of its stage: nothing below the cut may mix partitions of its own accord.
+    options.optimizer.enable_round_robin_repartition = false;
+    // Filters that one operator fills in while another runs do not cross processes.
+    options.optimizer.enable_dynamic_filter_pushdown = false;
+    options.optimizer.enable_join_dynamic_filter_pushdown = false;
+    options.optimizer.enable_topk_dynamic_filter_pushdown = false;
+    options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    config
+}
+
+/// Functions, connectors and codec on top of `builder`.
+pub fn with_essaim(builder: SessionStateBuilder) -> SessionStateBuilder {
+    let mut builder = builder.with_default_features();
+    // Spark's functions only where DataFusion has none of that name: SQL keeps one meaning.
+    {
+        let known = builder.scalar_functions().get_or_insert_default();
+        let names: std::collections::HashSet<String> =
+            known.iter().map(|f| f.name().to_owned()).collect();
+        known.extend(
+            datafusion_spark::all_default_scalar_functions()
+                .into_iter()
+                .filter(|f| !names.contains(f.name())),
+        );
+    }
+    {
+        let known = builder.aggregate_functions().get_or_insert_default();
+        let names: std::collections::HashSet<String> =
+            known.iter().map(|f| f.name().to_owned()).collect();
+        known.extend(
+            datafusion_spark::all_default_aggregate_functions()
+                .into_iter()
+                .filter(|f| !names.contains(f.name())),
+        );
+    }
+    let factories = builder.table_factories().get_or_insert_default();
+    for connector in connectors() {
+        factories.insert(
+            connector.name().to_owned(),
+            Arc::new(TableFactory(connector)) as Arc<dyn TableProviderFactory>,
+        );
+    }
+    builder.with_distributed_user_codec(EssaimCodec)
+}

@@ -1,0 +1,3 @@
+//! One folder for each source. What they have in common is in [`crate::connector`].
+
+pub mod generator;

@@ -1,0 +1,218 @@
+//! The tables that a job declares: `CREATE EXTERNAL TABLE … STORED AS <connector>` becomes one of these.
+
+use crate::connector::{Connector, ConnectorTable, ScanRequest, Split, TableSpec};
+use crate::error::Error;
+use crate::options::Options;
+use crate::scan::ScanExec;
+use crate::scope::JobScope;
+use crate::secret::Secret;
+use crate::session::settings;
+use crate::sink::{SinkCommitExec, SinkWriteExec};
+use arrow::datatypes::{Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider, TableProviderFactory};
+use datafusion::common::{Constraint, Result};
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use std::sync::Arc;
+
+/// A table of a connector, as a query sees it.
+#[derive(Debug)]
+pub struct Table {
+    name: String,
+    connector: &'static str,
+    schema: SchemaRef,
+    table: ConnectorTable,
+    unbounded: bool,
+}
+
+impl Table {
+    /// Whether the table takes its columns from the first INSERT, because none are declared or found.
+    pub fn is_open(&self) -> bool {
+        self.table.schema.is_none()
+    }
+
+    /// Whether it was declared UNBOUNDED.
+    pub fn is_unbounded(&self) -> bool {
+        self.unbounded
+    }
+
+    /// The connector's name.
+    pub fn connector(&self) -> &'static str {
+        self.connector
+    }
+
+    /// The same open table with the columns of an INSERT.
+    pub fn with_schema(&self, schema: SchemaRef) -> Self {
+        Self {
+            name: self.name.clone(),
+            connector: self.connector,
+            schema: Arc::clone(&schema),
+            table: ConnectorTable {
+                schema: Some(schema),
+                source: self.table.source.clone(),
+                sink: self.table.sink.clone(),
+            },
+            unbounded: self.unbounded,
+        }
+    }
+
+    fn scope(&self, state: &dyn Session) -> Result<Arc<JobScope>, Error> {
+        state.config().get_extension::<JobScope>().ok_or_else(|| {
+            Error::internal(format!("table {} is planned outside of a job", self.name))
+        })
+    }
+}
+
+#[async_trait]
+impl TableProvider for Table {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(match &self.table.source {
+            Some(source) => source.pushdown(filters),
+            None => vec![TableProviderFilterPushDown::Unsupported; filters.len()],
+        })
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(source) = &self.table.source else {
+            return Err(Error::invalid(format!(
+                "table {} cannot be read: {} is only a sink",
+                self.name, self.connector
+            ))
+            .into());
+        };
+        if self.is_open() {
+            return Err(Error::invalid(format!(
+                "table {} does not exist yet, so it cannot be read: declare its columns or INSERT into it first",
+                self.name
+            ))
+            .into());
+        }
+        let scope = self.scope(state)?;
+        let all: Vec<usize>;
+        let projection = match projection {
+            Some(projection) => projection,
+            None => {
+                all = (0..self.schema.fields().len()).collect();
+                &all
+            }
+        };
+        let request = ScanRequest {
+            projection,
+            filters,
+            limit,
+            target_splits: scope.slots().max(1) * settings(state.config_options()).splits_per_slot,
+            scope: &scope,
+        };
+        let planned = source
+            .plan(request)
+            .await
+            .map_err(|e| e.context(format!("table {}", self.name)))?;
+        let partitions = planned
+            .splits
+            .into_iter()
+            .map(|split| Arc::from([split]) as Arc<[Split]>)
+            .collect();
+        Ok(Arc::new(ScanExec::new(
+            self.connector,
+            self.name.clone(),
+            planned.reader,
+            partitions,
+        )))
+    }
+
+    async fn insert_into(
+        &self,
+        state: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        insert_op: InsertOp,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(sink) = &self.table.sink else {
+            return Err(Error::invalid(format!(
+                "table {} cannot be written: {} is only a source",
+                self.name, self.connector
+            ))
+            .into());
+        };
+        let run = self.scope(state)?.sink_run();
+        let overwrite = matches!(insert_op, InsertOp::Overwrite);
+        let planned = sink
+            .plan(&input.schema(), overwrite, &run)
+            .await
+            .map_err(|e| e.context(format!("table {}", self.name)))?;
+        let write = SinkWriteExec::new(self.connector, self.name.clone(), planned.writer, input);
+        Ok(Arc::new(SinkCommitExec::new(
+            self.name.clone(),
+            planned.committer,
+            Arc::new(write),
+        )))
+    }
+}
+
+/// Makes tables of one connector.
+#[derive(Debug)]
+pub struct TableFactory(pub Arc<dyn Connector>);
+
+#[async_trait]
+impl TableProviderFactory for TableFactory {
+    async fn create(
+        &self,
+        _state: &dyn Session,
+        command: &CreateExternalTable,
+    ) -> Result<Arc<dyn TableProvider>> {
+        let name = command.name.table().to_owned();
+        let declared: SchemaRef = Arc::clone(command.schema.inner());
+        let named = |error: Error| error.context(format!("table {name}"));
+        let [location] = command.locations.as_slice() else {
+            return Err(named(Error::invalid("LOCATION takes one text")).into());
+        };
+        let primary_key = command
+            .constraints
+            .iter()
+            .filter_map(|constraint| match constraint {
+                Constraint::PrimaryKey(columns) => Some(columns),
+                Constraint::Unique(_) => None,
+            })
+            .flatten()
+            .map(|index| declared.field(*index).name().clone())
+            .collect();
+        let spec = TableSpec {
+            name: name.clone(),
+            schema: (!declared.fields().is_empty()).then(|| Arc::clone(&declared)),
+            location: Secret::expand(location).map_err(named)?,
+            options: Options::new(&name, &command.options)?,
+            primary_key,
+            unbounded: command.unbounded,
+        };
+        let table = self.0.table(spec).await.map_err(named)?;
+        let schema = table
+            .schema
+            .clone()
+            .unwrap_or_else(|| Arc::new(Schema::empty()));
+        Ok(Arc::new(Table {
+            name,
+            connector: self.0.name(),
+            schema,
+            table,
+            unbounded: command.unbounded,
+        }))
+    }
+}

@@ -1,0 +1,22 @@
+//! The gRPC contract of Essaim, package `essaim.v1`. Shapes and units stand in the `.proto` files.
+#![allow(clippy::unwrap_used, missing_docs, unused_qualifications)]
+
+/// Messages, clients and servers of package `essaim.v1`.
+pub mod v1 {
+    tonic::include_proto!("essaim.v1");
+
+    /// The compiled descriptors, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/essaim.v1.bin"));
+}
+
+/// The version that a master and its workers must share.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The largest message that any Essaim listener takes, in bytes.
+///
+/// Data travels in chunks of [`CHUNK_BYTES`]; what may be larger is a plan with a broadcast input.
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// The largest piece of an Arrow IPC stream in one message, in bytes.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
