@@ -47,6 +47,11 @@ impl JobScope {
         self.slots.load(Ordering::Relaxed)
     }
 
+    /// The cluster has grown or shrunk.
+    pub fn set_slots(&self, slots: usize) {
+        self.slots.store(slots, Ordering::Relaxed);
+    }
+
     /// Moves on to another query of the job.
     pub fn set_query(&self, query: u32) {
         self.query.store(query, Ordering::Relaxed);

@@ -95,6 +95,14 @@ pub fn config(target_partitions: usize) -> SessionConfig {
     options.optimizer.enable_join_dynamic_filter_pushdown = false;
     options.optimizer.enable_topk_dynamic_filter_pushdown = false;
     options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    // A scalar subquery becomes a join: its value could not reach the workers otherwise.
+    options
+        .optimizer
+        .enable_physical_uncorrelated_scalar_subquery = false;
+    // A small side of a join is sent whole to every worker: as a stage's broadcast it is read once.
+    let threshold = Settings::default().broadcast_threshold;
+    options.optimizer.hash_join_single_partition_threshold = threshold;
+    options.optimizer.hash_join_single_partition_threshold_rows = threshold / 64;
     config
 }
 

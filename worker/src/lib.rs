@@ -1,1 +1,164 @@
-//! stub
+//! Runs the tasks that a master hands out.
+//!
+//! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
+//! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
+
+mod membership;
+mod tasks;
+
+use crate::membership::Membership;
+use crate::tasks::{Gauge, TaskService};
+use datafusion::execution::SessionStateBuilder;
+use datafusion_distributed::WorkerQueryContext;
+use essaim_common::broadcast::Broadcasts;
+use essaim_common::session;
+use essaim_common::{Error, Result};
+use essaim_proto::MAX_MESSAGE_BYTES;
+use essaim_proto::v1::tasks_server::TasksServer;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+/// How long a draining worker waits for its tasks before it hands them back.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// What a worker needs to know at its start.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// The master's address, `http://HOST:PORT`.
+    pub master: String,
+    /// Where the worker listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Under which `http://HOST:PORT` others reach it; found out when `None`.
+    pub advertise: Option<String>,
+    /// How many tasks it runs at a time.
+    pub slots: usize,
+    /// Memory for all its tasks together, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            master: "http://127.0.0.1:7077".to_owned(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7078),
+            advertise: None,
+            slots: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: 2 << 30,
+        }
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    address: SocketAddr,
+    gauge: Gauge,
+    membership: Membership,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Binds, serves in the background and registers for ever.
+    ///
+    /// # Errors
+    /// The address is taken.
+    pub async fn start(config: WorkerConfig) -> Result<Self> {
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|e| Error::invalid(format!("cannot listen on {}: {e}", config.listen)))?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| Error::internal(e.to_string()))?;
+
+        let runtime = session::runtime(config.memory_bytes)?;
+        let gauge = Gauge::default();
+        let session_config = session::config(1).with_extension(Arc::new(Broadcasts::default()));
+        let state = session::with_essaim(
+            SessionStateBuilder::new()
+                .with_config(session_config)
+                .with_runtime_env(Arc::clone(&runtime)),
+        )
+        .build();
+        let exchange_config = state.config().clone();
+        let exchange = datafusion_distributed::Worker::from_session_builder(
+            move |query: WorkerQueryContext| {
+                // What the query's session brought along wins over ours; the connections stay ours.
+                let mut builder = query.builder;
+                let config = builder.config().get_or_insert_default();
+                if let Some(warm) = exchange_config.get_extension::<essaim_common::scope::Warm>() {
+                    config.set_extension(warm);
+                }
+                async move { Ok(session::with_essaim(builder).build()) }
+            },
+        )
+        .with_runtime_env(Arc::clone(&runtime))
+        .with_version(essaim_proto::VERSION);
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<TasksServer<TaskService>>().await;
+        let service = TaskService::new(state, gauge.clone());
+        let stop = CancellationToken::new();
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .tcp_nodelay(true)
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20)
+            .add_service(health_service)
+            .add_service(
+                TasksServer::new(service)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(exchange.into_worker_server())
+            .serve_with_incoming_shutdown(
+                TcpListenerStream::new(listener),
+                stop.clone().cancelled_owned(),
+            );
+        let server = tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "the worker's listener failed");
+            }
+        });
+        let membership = Membership::start(&config, address, gauge.clone(), runtime)?;
+        Ok(Self {
+            address,
+            gauge,
+            membership,
+            stop,
+            server,
+        })
+    }
+
+    /// The address that the worker really listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no new tasks, waits up to 30 s for those that run, leaves the registry and ends.
+    /// Tasks that run still then are handed back: their streams break and the master runs them elsewhere.
+    pub async fn drain(self) {
+        self.membership.drain();
+        if tokio::time::timeout(DRAIN, self.gauge.idle())
+            .await
+            .is_err()
+        {
+            tracing::warn!("tasks are still running after 30 s: handing them back");
+        }
+        self.membership.leave().await;
+        self.stop.cancel();
+        let mut server = self.server;
+        if tokio::time::timeout(Duration::from_secs(1), &mut server)
+            .await
+            .is_err()
+        {
+            server.abort();
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The gRPC service that clients call.
+
+use crate::Shared;
+use crate::batch;
+use crate::jobs::handle::JobHandle;
+use crate::jobs::model::JobState;
+use crate::plan::{MAX_SQL_BYTES, Planner, Purpose, parse, purpose};
+use crate::run;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::EmptyRecordBatchStream;
+use essaim_common::scope::JobScope;
+use essaim_common::{Error, ErrorKind, Result, ipc};
+use essaim_proto::v1;
+use essaim_proto::v1::jobs_server::Jobs;
+use essaim_proto::v1::query_response::Part;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// Clients hear of changes at most so often.
+const WATCH_PERIOD: Duration = Duration::from_millis(100);
+
+/// `essaim.v1.Jobs`.
+#[derive(Debug)]
+pub struct JobsService(pub(crate) Arc<Shared>);
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    type WatchStream = BoxStream<'static, Result<v1::Job, Status>>;
+    type QueryStream = BoxStream<'static, Result<v1::QueryResponse, Status>>;
+
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitResponse> {
+        let request = request.into_inner();
+        batch::check(&self.0, &request.sql).await?;
+        let job = self.0.jobs.submit(request.name, request.sql).await?;
+        let job_id = job.id();
+        self.0.spawn(batch::run(Arc::clone(&self.0), job));
+        Ok(Response::new(v1::SubmitResponse { job_id }))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Answer<v1::ListResponse> {
+        let limit = match request.into_inner().limit {
+            0 => 100,
+            limit => limit as usize,
+        };
+        let jobs = self.0.jobs.list(limit);
+        Ok(Response::new(v1::ListResponse {
+            jobs: jobs
+                .iter()
+                .map(|job| job.read(|record| record.to_proto(false)))
+                .collect(),
+        }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Job> {
+        let job = self.find(&request.into_inner().job_id)?;
+        Ok(Response::new(job.read(|record| record.to_proto(true))))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Answer<v1::CancelResponse> {
+        let job = self.find(&request.into_inner().job_id)?;
+        let state = job.read(|record| record.to_proto(false).state);
+        job.cancel();
+        Ok(Response::new(v1::CancelResponse { state }))
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
+        let job = self.find(&request.into_inner().job_id)?;
+        Ok(Response::new(watch(job).map(Ok).boxed()))
+    }
+
+    async fn query(&self, request: Request<v1::QueryRequest>) -> Answer<Self::QueryStream> {
+        let request = request.into_inner();
+        let bytes = request.sql.len() + request.setup.iter().map(String::len).sum::<usize>();
+        if bytes > MAX_SQL_BYTES {
+            return Err(Error::invalid(format!(
+                "the SQL text has {bytes} bytes, at most {MAX_SQL_BYTES} are taken"
+            ))
+            .into());
+        }
+        let job = self.0.jobs.add_query(request.sql.clone())?;
+        let guard = QueryGuard {
+            shared: Arc::clone(&self.0),
+            job: Arc::clone(&job),
+        };
+        // The answer begins at once: what the query waits for is seen in its progress, and a client that goes away
+        // ends it at any point.
+        let chunks = chunks(
+            Arc::clone(&self.0),
+            Arc::clone(&job),
+            request.clone(),
+            guard,
+        );
+        let progress = request.progress.then(|| watch(job));
+        Ok(Response::new(answer(chunks, progress).boxed()))
+    }
+}
+
+impl JobsService {
+    fn find(&self, wanted: &str) -> std::result::Result<Arc<JobHandle>, Status> {
+        self.0
+            .jobs
+            .find(wanted)
+            .map_err(|e| Status::not_found(e.to_string()))
+    }
+}
+
+/// The job now and whenever it has changed, until it has ended.
+fn watch(job: Arc<JobHandle>) -> impl Stream<Item = v1::Job> + Send + 'static {
+    let changes = job.watch();
+    futures::stream::unfold(Some((job, changes, true)), |state| async move {
+        let (job, mut changes, first) = state?;
+        if !first {
+            tokio::time::sleep(WATCH_PERIOD).await;
+            // The sender lives in the handle that we hold.
+            let _ = changes.changed().await;
+        }
+        changes.mark_unchanged();
+        let (record, ended) = job.read(|record| (record.to_proto(true), record.state.is_final()));
+        Some((record, (!ended).then_some((job, changes, false))))
+    })
+}
+
+/// Moves a query's job to its end, however the query ends.
+struct QueryGuard {
+    shared: Arc<Shared>,
+    job: Arc<JobHandle>,
+}
+
+impl QueryGuard {
+    async fn end(&self, outcome: &Result<(), Error>) {
+        let (state, message) = match outcome {
+            Ok(()) => (JobState::Succeeded, String::new()),
+            Err(error) if error.kind() == ErrorKind::Cancelled => {
+                (JobState::Cancelled, error.to_string())
+            }
+            Err(error) => (JobState::Failed, error.to_string()),
+        };
+        self.shared.jobs.advance(&self.job, state, &message).await;
+    }
+}
+
+impl Drop for QueryGuard {
+    fn drop(&mut self) {
+        let ended = self.job.read(|record| record.state.is_final());
+        if !ended {
+            let shared = Arc::clone(&self.shared);
+            let job = Arc::clone(&self.job);
+            self.shared.spawn(async move {
+                let message = "the client has gone";
+                shared
+                    .jobs
+                    .advance(&job, JobState::Cancelled, message)
+                    .await;
+            });
+        }
+    }
+}
+
+/// What must live as long as the rows of a query are read.
+struct Running {
+    rows: std::pin::Pin<Box<dyn Stream<Item = Result<bytes::Bytes>> + Send>>,
+    scope: Arc<JobScope>,
+    guard: QueryGuard,
+}
+
+/// The query's Arrow IPC stream.
+fn chunks(
+    shared: Arc<Shared>,
+    job: Arc<JobHandle>,
+    request: v1::QueryRequest,
+    guard: QueryGuard,
+) -> impl Stream<Item = Result<bytes::Bytes>> + Send + 'static {
+    enum State {
+        Start(
+            Arc<Shared>,
+            Arc<JobHandle>,
+            Box<v1::QueryRequest>,
+            QueryGuard,
+        ),
+        Running(Running),
+        Ended,
+    }
+    let start = State::Start(shared, job, Box::new(request), guard);
+    futures::stream::unfold(start, |state| async move {
+        let mut running = match state {
+            State::Start(shared, job, request, guard) => {
+                let scope = JobScope::new(job.id(), 1, shared.registry.slots());
+                let begun = tokio::select! {
+                    begun = begin(&shared, &job, &request, &scope) => begun,
+                    () = job.cancelled() => Err(Error::cancelled("cancelled")),
+                };
+                match begun {
+                    Ok(rows) => Running {
+                        rows: Box::pin(ipc::encode_stream(rows)),
+                        scope,
+                        guard,
+                    },
+                    Err(error) => {
+                        scope.release().await;
+                        guard.end(&Err(error.clone())).await;
+                        return Some((Err(error), State::Ended));
+                    }
+                }
+            }
+            State::Running(running) => running,
+            State::Ended => return None,
+        };
+        let job = Arc::clone(&running.guard.job);
+        let next = tokio::select! {
+            next = running.rows.next() => next,
+            () = job.cancelled() => Some(Err(Error::cancelled("cancelled"))),
+        };
+        match next {
+            Some(Ok(chunk)) => Some((Ok(chunk), State::Running(running))),
+            Some(Err(error)) => {
+                running.scope.release().await;
+                running.guard.end(&Err(error.clone())).await;
+                Some((Err(error), State::Ended))
+            }
+            None => {
+                running.scope.release().await;
+                running.guard.end(&Ok(())).await;
+                None
+            }
+        }
+    })
+}
+
+/// Runs the statements up to the last one and starts that one.
+async fn begin(
+    shared: &Arc<Shared>,
+    job: &Arc<JobHandle>,
+    request: &v1::QueryRequest,
+    scope: &Arc<JobScope>,
+) -> Result<SendableRecordBatchStream> {
+    shared.jobs.advance(job, JobState::Running, "").await;
+    let mut planner = Planner::new(
+        Arc::clone(&shared.runtime),
+        Arc::clone(&shared.registry),
+        Arc::clone(scope),
+    );
+    for text in &request.setup {
+        for statement in parse(text)? {
+            planner.set_up(statement).await?;
+        }
+    }
+    let mut statements = parse(&request.sql)?;
+    let Some(last) = statements.pop() else {
+        return Err(Error::invalid("there is no statement"));
+    };
+    let mut planner = Arc::new(planner);
+    let mut index = 0;
+    for statement in statements {
+        let own = Arc::get_mut(&mut planner)
+            .ok_or_else(|| Error::internal("a query of this session still runs"))?;
+        if purpose(&statement) == Purpose::Setup {
+            own.set_up(statement).await?;
+            continue;
+        }
+        scope.set_query(index as u32);
+        let query = own.query(statement).await?;
+        let mut rows = run::start(shared, &planner, job, index, query).await?;
+        while let Some(batch) = rows.next().await {
+            batch?;
+        }
+        index += 1;
+    }
+    let own = Arc::get_mut(&mut planner)
+        .ok_or_else(|| Error::internal("a query of this session still runs"))?;
+    if purpose(&last) == Purpose::Setup {
+        own.set_up(last).await?;
+        let schema = Arc::new(arrow::datatypes::Schema::empty());
+        return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+    }
+    scope.set_query(index as u32);
+    let query = own.query(last).await?;
+    run::start(shared, &planner, job, index, query).await
+}
+
+/// Chunks, and progress in between if it is wanted.
+fn answer(
+    chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
+    progress: Option<impl Stream<Item = v1::Job> + Send + 'static>,
+) -> impl Stream<Item = Result<v1::QueryResponse, Status>> + Send + 'static {
+    let progress = match progress {
+        Some(progress) => progress.boxed(),
+        None => futures::stream::pending().boxed(),
+    };
+    let state = Some((Box::pin(chunks), progress));
+    futures::stream::unfold(state, |state| async move {
+        let (mut chunks, mut progress) = state?;
+        let part = tokio::select! {
+            biased;
+            chunk = chunks.next() => match chunk {
+                Some(Ok(chunk)) => Part::ArrowIpc(chunk),
+                Some(Err(error)) => return Some((Err(error.into()), None)),
+                None => {
+                    // The last word on the query is its final state.
+                    let mut last = None;
+                    while let Some(Some(job)) = futures::FutureExt::now_or_never(progress.next()) {
+                        last = Some(job);
+                    }
+                    let part = Part::Progress(last?);
+                    return Some((Ok(v1::QueryResponse { part: Some(part) }), None));
+                }
+            },
+            Some(job) = progress.next() => Part::Progress(job),
+        };
+        let response = v1::QueryResponse { part: Some(part) };
+        Some((Ok(response), Some((chunks, progress))))
+    })
+}

@@ -1,0 +1,126 @@
+//! Runs a batch job: its statements in order, each INSERT to its commit.
+
+use crate::Shared;
+use crate::jobs::handle::JobHandle;
+use crate::jobs::model::JobState;
+use crate::plan::{Planner, Purpose, Query, parse, purpose};
+use crate::run;
+use datafusion::sql::parser::Statement;
+use essaim_common::scope::JobScope;
+use essaim_common::{Error, ErrorKind, Result};
+use futures::TryStreamExt;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something.
+///
+/// # Errors
+/// What is wrong, and where.
+pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
+    let statements = parse(sql)?;
+    let scope = JobScope::new("check", 0, shared.registry.slots());
+    let mut planner = planner(shared, &scope);
+    let mut written: HashSet<String> = HashSet::new();
+    let outcome = async {
+        for statement in statements {
+            match purpose(&statement) {
+                Purpose::Setup => planner.set_up(statement).await?,
+                Purpose::Insert => {
+                    // What reads a table that the job itself makes can only be planned once it is there.
+                    let text = statement.to_string();
+                    if written.iter().any(|table| text.contains(table.as_str())) {
+                        continue;
+                    }
+                    let query = planner.query(statement).await?;
+                    written.extend(query.sink);
+                }
+                Purpose::Rows => {
+                    return Err(Error::invalid(format!(
+                        "a job writes to tables, and this statement only yields rows: {statement}. Run it with `essaim sql`"
+                    )));
+                }
+            }
+        }
+        if written.is_empty() {
+            return Err(Error::invalid(
+                "the job has no INSERT, so it would do nothing: write INSERT INTO a table STORED AS POSTGRES, KAFKA, PARQUET, …",
+            ));
+        }
+        Ok(())
+    }
+    .await;
+    scope.release().await;
+    outcome
+}
+
+fn planner(shared: &Arc<Shared>, scope: &Arc<JobScope>) -> Planner {
+    Planner::new(
+        Arc::clone(&shared.runtime),
+        Arc::clone(&shared.registry),
+        Arc::clone(scope),
+    )
+}
+
+/// Sees a job through to its end.
+pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
+    let outcome = tokio::select! {
+        outcome = run_statements(&shared, &job) => outcome,
+        () = job.cancelled() => Err(Error::cancelled("cancelled")),
+    };
+    let (state, message) = match outcome {
+        Ok(()) => (JobState::Succeeded, String::new()),
+        Err(error) if error.kind() == ErrorKind::Cancelled => {
+            (JobState::Cancelled, error.to_string())
+        }
+        Err(error) => (JobState::Failed, error.to_string()),
+    };
+    tracing::info!(job = %job.id(), ?state, %message, "ended");
+    shared.jobs.advance(&job, state, &message).await;
+}
+
+async fn run_statements(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<()> {
+    let sql = job.update(|record| {
+        record.generation += 1;
+        record.queries.clear();
+        record.sql.clone()
+    });
+    shared.jobs.advance(job, JobState::Running, "").await;
+    let generation = job.read(|record| record.generation);
+    let scope = JobScope::new(job.id(), generation, shared.registry.slots());
+    let outcome = run_in_scope(shared, job, &scope, &sql).await;
+    scope.release().await;
+    outcome
+}
+
+async fn run_in_scope(
+    shared: &Arc<Shared>,
+    job: &Arc<JobHandle>,
+    scope: &Arc<JobScope>,
+    sql: &str,
+) -> Result<()> {
+    let mut planner = Arc::new(planner(shared, scope));
+    let mut index = 0;
+    for statement in parse(sql)? {
+        match purpose(&statement) {
+            Purpose::Setup | Purpose::Rows => exclusive(&mut planner)?.set_up(statement).await?,
+            Purpose::Insert => {
+                scope.set_query(index as u32);
+                let query = plan(&mut planner, statement).await?;
+                let rows = run::start(shared, &planner, job, index, query).await?;
+                let _: Vec<_> = rows.try_collect().await?;
+                shared.jobs.save(job).await?;
+                index += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn plan(planner: &mut Arc<Planner>, statement: Statement) -> Result<Query> {
+    exclusive(planner)?.query(statement).await
+}
+
+/// The planner while no query of it runs.
+fn exclusive(planner: &mut Arc<Planner>) -> Result<&mut Planner> {
+    Arc::get_mut(planner).ok_or_else(|| Error::internal("a query of this session still runs"))
+}

@@ -1,0 +1,340 @@
+//! From SQL to something that can run: statements, tables, a physical plan, the cut.
+//!
+//! Planning takes DataFusion's `LogicalPlan`, wherever it came from; SQL is only one front end.
+
+pub mod cut;
+pub mod exchange;
+pub mod explain;
+pub mod stage;
+
+use crate::plan::cut::Cut;
+use crate::registry::Registry;
+use datafusion::common::TableReference;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::ast::{self, Statement as SqlStatement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use essaim_common::scope::JobScope;
+use essaim_common::session::{self, Settings};
+use essaim_common::table::Table;
+use essaim_common::{Error, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest SQL text that is taken, in bytes.
+pub const MAX_SQL_BYTES: usize = 1 << 20;
+/// How deep expressions may nest.
+const RECURSION_LIMIT: usize = 128;
+
+/// The statements of a text.
+///
+/// # Errors
+/// A syntax error with its line and column, or a text that is too long.
+pub fn parse(sql: &str) -> Result<Vec<Statement>> {
+    if sql.len() > MAX_SQL_BYTES {
+        return Err(Error::invalid(format!(
+            "the SQL text has {} bytes, at most {MAX_SQL_BYTES} are taken",
+            sql.len()
+        )));
+    }
+    let statements = DFParserBuilder::new(sql)
+        .with_dialect(&GenericDialect {})
+        .with_recursion_limit(RECURSION_LIMIT)
+        .build()
+        .and_then(|mut parser| parser.parse_statements())
+        .map_err(|e| Error::invalid(e.strip_backtrace()))?;
+    Ok(statements.into())
+}
+
+/// What a statement is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// SET, CREATE, DROP: changes the session.
+    Setup,
+    /// INSERT: writes to a sink.
+    Insert,
+    /// Anything that yields rows.
+    Rows,
+}
+
+/// What a statement is for.
+pub fn purpose(statement: &Statement) -> Purpose {
+    match statement {
+        Statement::CreateExternalTable(_) | Statement::Reset(_) => Purpose::Setup,
+        Statement::Statement(sql) => match sql.as_ref() {
+            SqlStatement::Insert(_) => Purpose::Insert,
+            SqlStatement::Set(_)
+            | SqlStatement::CreateTable(_)
+            | SqlStatement::CreateView { .. }
+            | SqlStatement::CreateSchema { .. }
+            | SqlStatement::Drop { .. } => Purpose::Setup,
+            _ => Purpose::Rows,
+        },
+        Statement::CopyTo(_) => Purpose::Insert,
+        Statement::Explain(_) => Purpose::Rows,
+    }
+}
+
+/// How a query runs.
+#[derive(Debug)]
+pub enum Execution {
+    /// Cut: stages on the workers, the rest here.
+    Tasks(Cut),
+    /// One distributed plan of datafusion-distributed; the reason says why. It is planned anew for each attempt.
+    Exchange(String),
+    /// There is nothing to distribute.
+    Master(Arc<dyn ExecutionPlan>),
+}
+
+/// A statement that is ready to run.
+#[derive(Debug)]
+pub struct Query {
+    /// The optimised logical plan.
+    pub logical: LogicalPlan,
+    pub execution: Execution,
+    /// The table of an INSERT.
+    pub sink: Option<String>,
+}
+
+/// One session: the settings and tables of a job, and how its statements become queries.
+pub struct Planner {
+    ctx: SessionContext,
+    scope: Arc<JobScope>,
+    registry: Arc<Registry>,
+    changed: HashMap<String, String>,
+}
+
+impl std::fmt::Debug for Planner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Planner({:?})", self.scope)
+    }
+}
+
+impl Planner {
+    /// A fresh session for a run of a job.
+    pub fn new(runtime: Arc<RuntimeEnv>, registry: Arc<Registry>, scope: Arc<JobScope>) -> Self {
+        let parallel = std::thread::available_parallelism().map_or(2, usize::from);
+        let config = session::config(parallel.max(2)).with_extension(Arc::clone(&scope));
+        // Two aggregates over one partition stay two: the cut needs the partial one.
+        let rules = PhysicalOptimizer::new()
+            .rules
+            .into_iter()
+            .filter(|rule| rule.name() != "CombinePartialFinalAggregate")
+            .collect();
+        let state = session::with_essaim(
+            SessionStateBuilder::new()
+                .with_config(config)
+                .with_runtime_env(runtime)
+                .with_physical_optimizer_rules(rules),
+        )
+        .build();
+        Self {
+            ctx: SessionContext::new_with_state(state),
+            scope,
+            registry,
+            changed: HashMap::new(),
+        }
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        session::settings(self.ctx.state_ref().read().config_options())
+    }
+
+    /// What the session has SET, by name.
+    pub fn changed_settings(&self) -> &HashMap<String, String> {
+        &self.changed
+    }
+
+    /// The session's state now.
+    pub fn state(&self) -> SessionState {
+        self.ctx.state()
+    }
+
+    /// How long to wait for a first worker.
+    pub fn worker_timeout(&self) -> Duration {
+        Duration::from_secs(self.settings().worker_timeout_s)
+    }
+
+    /// Runs a statement that changes the session.
+    ///
+    /// # Errors
+    /// A wrong declaration or setting, named.
+    pub async fn set_up(&mut self, statement: Statement) -> Result<()> {
+        let plan = self.logical(statement).await?;
+        if let LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) = &plan
+            && table.unbounded
+        {
+            return Err(Error::invalid(format!(
+                "table {} is UNBOUNDED: streaming jobs are not there yet, leave the word out to read what is there now",
+                table.name
+            )));
+        }
+        let set = match &plan {
+            LogicalPlan::Statement(datafusion::logical_expr::Statement::SetVariable(set)) => {
+                Some((set.variable.clone(), set.value.clone()))
+            }
+            _ => None,
+        };
+        self.ctx.execute_logical_plan(plan).await?;
+        self.changed.extend(set);
+        Ok(())
+    }
+
+    /// Plans a statement that yields rows or writes them.
+    ///
+    /// # Errors
+    /// Unknown names and types that do not fit, named; sources out of reach.
+    pub async fn query(&mut self, statement: Statement) -> Result<Query> {
+        self.fill_open_table(&statement).await?;
+        if let Some((inner, verbose)) = explained(&statement)? {
+            let query = Box::pin(self.query(inner)).await?;
+            return explain::explain(self, query, verbose).await;
+        }
+        let logical = self.logical(statement).await?;
+        self.plan(logical).await
+    }
+
+    /// Plans a logical plan.
+    ///
+    /// # Errors
+    /// As [`Planner::query`].
+    pub async fn plan(&self, logical: LogicalPlan) -> Result<Query> {
+        let sink = match &logical {
+            LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
+                Some(dml.table_name.to_string())
+            }
+            LogicalPlan::Copy(copy) => Some(copy.output_url.clone()),
+            _ => None,
+        };
+        self.scope.set_slots(match self.registry.slots() {
+            // Workers are on their way: their number is a guess.
+            0 => 4,
+            slots => slots,
+        });
+        let state = self.ctx.state();
+        let logical = state.optimize(&logical)?;
+        let physical = state
+            .query_planner()
+            .create_physical_plan(&logical, &state)
+            .await?;
+        let settings = self.settings();
+        let cut = cut::cut(Arc::clone(&physical))?;
+        let execution = match settings.execution.as_str() {
+            _ if cut.stages.is_empty() => Execution::Master(physical),
+            "master" => Execution::Master(physical),
+            "tasks" => Execution::Tasks(cut),
+            "exchange" => Execution::Exchange("SET essaim.execution = 'exchange'".to_owned()),
+            "auto" => match cut::needs_exchange(&cut, settings.broadcast_threshold) {
+                Some(reason) => Execution::Exchange(reason),
+                None => Execution::Tasks(cut),
+            },
+            other => {
+                return Err(Error::invalid(format!(
+                    "essaim.execution is '{other}': write 'auto', 'tasks', 'exchange' or 'master'"
+                )));
+            }
+        };
+        Ok(Query {
+            logical,
+            execution,
+            sink,
+        })
+    }
+
+    async fn logical(&self, statement: Statement) -> Result<LogicalPlan> {
+        Ok(self.ctx.state().statement_to_plan(statement).await?)
+    }
+
+    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT.
+    async fn fill_open_table(&self, statement: &Statement) -> Result<()> {
+        let Statement::Statement(sql) = statement else {
+            return Ok(());
+        };
+        let SqlStatement::Insert(insert) = sql.as_ref() else {
+            return Ok(());
+        };
+        let ast::TableObject::TableName(name) = &insert.table else {
+            return Ok(());
+        };
+        let reference = TableReference::parse_str(&name.to_string());
+        let Ok(provider) = self.ctx.table_provider(reference.clone()).await else {
+            // The planner names the unknown table.
+            return Ok(());
+        };
+        let Some(table) = provider.downcast_ref::<Table>().filter(|t| t.is_open()) else {
+            return Ok(());
+        };
+        let Some(source) = &insert.source else {
+            return Ok(());
+        };
+        let rows = SqlStatement::Query(source.clone());
+        let plan = self.logical(Statement::Statement(Box::new(rows))).await?;
+        let mut fields: Vec<_> = plan
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.as_ref().clone())
+            .collect();
+        if !insert.columns.is_empty() {
+            if insert.columns.len() != fields.len() {
+                return Err(Error::invalid(format!(
+                    "INSERT INTO {name} names {} columns and selects {}",
+                    insert.columns.len(),
+                    fields.len()
+                )));
+            }
+            for (field, column) in fields.iter_mut().zip(&insert.columns) {
+                let column = column.0.last().map(ToString::to_string).unwrap_or_default();
+                field.set_name(column.trim_matches('"'));
+            }
+        }
+        let schema = Arc::new(arrow::datatypes::Schema::new(fields));
+        let filled = Arc::new(table.with_schema(schema));
+        self.ctx.deregister_table(reference.clone())?;
+        self.ctx.register_table(reference, filled)?;
+        Ok(())
+    }
+}
+
+/// The statement inside an EXPLAIN, and whether it is VERBOSE.
+fn explained(statement: &Statement) -> Result<Option<(Statement, bool)>> {
+    let no_analyze = || {
+        Error::invalid(
+            "EXPLAIN ANALYZE is not there yet: run the query and look at `essaim status`",
+        )
+    };
+    match statement {
+        Statement::Explain(explain) => {
+            if explain.options.analyze {
+                return Err(no_analyze());
+            }
+            Ok(Some((
+                explain.statement.as_ref().clone(),
+                explain.options.verbose,
+            )))
+        }
+        Statement::Statement(sql) => match sql.as_ref() {
+            SqlStatement::Explain {
+                analyze,
+                verbose,
+                statement,
+                ..
+            } => {
+                if *analyze {
+                    return Err(no_analyze());
+                }
+                Ok(Some((Statement::Statement(statement.clone()), *verbose)))
+            }
+            _ => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}

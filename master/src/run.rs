@@ -1,0 +1,205 @@
+//! Runs one planned query: starts it the way it was planned, counts its rows, ends what it started.
+
+use crate::Shared;
+use crate::jobs::handle::JobHandle;
+use crate::plan::{Execution, Planner, Query, exchange};
+use crate::scheduler::Stages;
+use datafusion::error::DataFusionError;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use essaim_common::{Error, Result};
+use futures::{StreamExt, TryStreamExt};
+use std::sync::Arc;
+
+/// Ends the stages of a query when its rows are no longer wanted.
+struct StopOnDrop(Arc<Stages>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Starts query number `index` of a job. The query runs while its rows are read and ends when they are dropped.
+///
+/// # Errors
+/// There is no worker, or the plan does not start.
+pub(crate) async fn start(
+    shared: &Arc<Shared>,
+    planner: &Arc<Planner>,
+    job: &Arc<JobHandle>,
+    index: usize,
+    query: Query,
+) -> Result<SendableRecordBatchStream> {
+    let execution = match &query.execution {
+        Execution::Tasks(_) => "tasks",
+        Execution::Exchange(_) => "exchange",
+        Execution::Master(_) => "master",
+    };
+    job.update_query(index, |record| {
+        record.execution = execution.to_owned();
+        record.sink = query.sink.clone().unwrap_or_default();
+    });
+    if !matches!(query.execution, Execution::Master(_)) {
+        wait_for_worker(shared, planner, job).await?;
+    }
+    let is_insert = query.sink.is_some();
+    let rows = match query.execution {
+        Execution::Master(plan) => execute_stream(plan, planner.state().task_ctx())?,
+        Execution::Tasks(cut) => {
+            let stages = Stages::new(
+                Arc::clone(job),
+                index,
+                Arc::clone(&shared.registry),
+                planner.settings(),
+                planner.changed_settings().clone(),
+            );
+            let state = planner.state();
+            let config = state.config().clone().with_extension(Arc::clone(&stages));
+            let ctx = TaskContext::from(&state).with_session_config(config);
+            let stop = StopOnDrop(stages);
+            let rows = execute_stream(cut.upper, Arc::new(ctx))?;
+            keep(rows, stop)
+        }
+        Execution::Exchange(_) => {
+            exchanged(
+                Arc::clone(shared),
+                Arc::clone(planner),
+                Arc::clone(job),
+                index,
+                query.logical,
+            )
+            .await?
+        }
+    };
+    let counted = Arc::clone(job);
+    let ended = Arc::clone(job);
+    let schema = rows.schema();
+    let rows = rows
+        .inspect_ok(move |batch| {
+            let rows = if is_insert {
+                committed(batch)
+            } else {
+                batch.num_rows() as u64
+            };
+            counted.update_query(index, |record| record.rows_out += rows);
+        })
+        .chain(futures::stream::poll_fn(move |_| {
+            ended.update_query(index, |record| record.done = true);
+            std::task::Poll::Ready(None)
+        }));
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+}
+
+/// The rows that an INSERT reports: `[count]`.
+fn committed(batch: &arrow::array::RecordBatch) -> u64 {
+    batch
+        .column(0)
+        .as_any()
+        .downcast_ref::<arrow::array::UInt64Array>()
+        .map_or(0, |counts| counts.iter().flatten().sum())
+}
+
+/// Rows that end `what` when they end.
+fn keep<T: Send + 'static>(rows: SendableRecordBatchStream, what: T) -> SendableRecordBatchStream {
+    let schema = rows.schema();
+    let rows = rows.inspect(move |_| {
+        let _ = &what;
+    });
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows))
+}
+
+/// Says in the job's message what it is waiting for.
+async fn wait_for_worker(
+    shared: &Arc<Shared>,
+    planner: &Planner,
+    job: &Arc<JobHandle>,
+) -> Result<()> {
+    if shared.registry.slots() > 0 {
+        return Ok(());
+    }
+    job.update(|record| "waiting for a worker to register".clone_into(&mut record.message));
+    shared
+        .registry
+        .wait_for_worker(planner.worker_timeout())
+        .await?;
+    job.update(|record| record.message.clear());
+    Ok(())
+}
+
+/// One distributed plan, started again as a whole while nothing of it has been seen.
+async fn exchanged(
+    shared: Arc<Shared>,
+    planner: Arc<Planner>,
+    job: Arc<JobHandle>,
+    index: usize,
+    logical: LogicalPlan,
+) -> Result<SendableRecordBatchStream> {
+    let schema = Arc::new(logical.schema().as_arrow().clone());
+    let attempts = planner.settings().max_attempts.max(1);
+    let rows = async move {
+        let mut attempt = 1;
+        loop {
+            let outcome = first_rows(&shared, &planner, &logical).await;
+            match outcome {
+                Ok(rows) => return Ok(rows),
+                Err(error) if error.is_transient() && attempt < attempts => {
+                    attempt += 1;
+                    tracing::warn!(job = %job.id(), %error, attempt, "the exchange starts again");
+                    job.update_query(index, |record| record.retries += 1);
+                    shared.registry.probe_all().await;
+                    wait_for_worker(&shared, &planner, &job).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let rows =
+        futures::stream::once(async { rows.await.map_err(DataFusionError::from) }).try_flatten();
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+}
+
+/// The rows of one attempt, from its first batch on.
+async fn first_rows(
+    shared: &Arc<Shared>,
+    planner: &Planner,
+    logical: &LogicalPlan,
+) -> Result<SendableRecordBatchStream> {
+    let (plan, state): (Arc<dyn ExecutionPlan>, _) =
+        exchange::plan(planner, &shared.registry, logical).await?;
+    let mut rows = execute_stream(plan, state.task_ctx())?;
+    let schema = rows.schema();
+    let first = rows.try_next().await.map_err(|e| exchange_error(&e))?;
+    let rest = rows.map_err(|e| {
+        let error = exchange_error(&e);
+        // What has been seen cannot be taken back: a new attempt could repeat it.
+        let error = Error::new(essaim_common::ErrorKind::Data, error.to_string());
+        error
+            .context("the exchange broke after its first rows had been sent; run the query again")
+            .into()
+    });
+    let rows = futures::stream::iter(first.map(Ok)).chain(rest);
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+}
+
+/// An error of a worker comes back as text: what sounds like a broken connection is worth another attempt.
+fn exchange_error(error: &DataFusionError) -> Error {
+    let text = error.to_string();
+    let broken = [
+        "transport error",
+        "connection",
+        "Connection",
+        "broken pipe",
+        "h2 protocol",
+        "tcp connect",
+        "Unavailable",
+        "stream closed",
+    ];
+    if broken.iter().any(|sign| text.contains(sign)) {
+        Error::unavailable(error.strip_backtrace())
+    } else {
+        Error::from(error)
+    }
+}

@@ -1,0 +1,317 @@
+//! One task from its first attempt to its result: where it runs, when it runs again, which attempt counts.
+
+use crate::jobs::model::{AttemptRecord, MAX_ATTEMPTS_KEPT, Outcome, now_ms};
+use crate::plan::stage::Stage;
+use crate::registry::Slot;
+use crate::scheduler::spool::{Spool, SpoolWriter};
+use crate::scheduler::{Pace, Stages};
+use datafusion::execution::TaskContext;
+use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
+use essaim_common::codec::EssaimCodec;
+use essaim_common::ipc::Decoder;
+use essaim_common::{Error, ErrorKind, Result};
+use essaim_proto::v1::run_response::Part;
+use essaim_proto::v1::{RunRequest, TaskProgress};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A worker that says nothing for so long, not even how far it is, is taken for stuck.
+const SILENCE: Duration = Duration::from_secs(120);
+/// How often a running task is compared with the others.
+const STRAGGLER_CHECK: Duration = Duration::from_millis(250);
+
+/// All attempts of one stage.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    stages: Arc<Stages>,
+    stage: Arc<Stage>,
+    ctx: Arc<TaskContext>,
+    pace: Pace,
+}
+
+/// An attempt that did not succeed.
+struct Failure {
+    worker: Option<String>,
+    error: Error,
+}
+
+impl Attempts {
+    pub(crate) fn new(stages: Arc<Stages>, stage: Arc<Stage>, ctx: Arc<TaskContext>) -> Self {
+        Self {
+            stages,
+            stage,
+            ctx,
+            pace: Pace::default(),
+        }
+    }
+
+    /// Runs task `partition` until one attempt succeeds or too many have failed.
+    pub(crate) async fn run(&self, partition: usize) -> Result<Spool> {
+        let plan = physical_plan_to_bytes_with_extension_codec(
+            self.stage.task_plan(partition)?,
+            &EssaimCodec,
+        )?;
+        let settings = &self.stages.settings;
+        let mut avoid: Vec<String> = Vec::new();
+        let mut running = FuturesUnordered::new();
+        let mut started = 1;
+        let mut failed = 0;
+        running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
+        loop {
+            tokio::select! {
+                Some(outcome) = running.next() => match outcome {
+                    Ok(spool) => return Ok(spool),
+                    Err(Failure { worker, error }) => {
+                        failed += 1;
+                        avoid.extend(worker);
+                        if !error.is_transient() {
+                            return Err(error);
+                        }
+                        if failed >= settings.max_attempts.max(1) {
+                            return Err(error.context(format!(
+                                "task {partition} of stage {} failed {failed} times (essaim.max_attempts), the last time",
+                                self.stage.id
+                            )));
+                        }
+                        if running.is_empty() {
+                            started += 1;
+                            running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
+                        }
+                    }
+                },
+                straggler = self.straggles(partition), if settings.speculation && running.len() == 1 => {
+                    avoid.push(straggler);
+                    started += 1;
+                    running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
+                }
+            }
+        }
+    }
+
+    /// Returns the worker of a running attempt once it takes much longer than the other tasks did.
+    async fn straggles(&self, partition: usize) -> String {
+        let mut checks = tokio::time::interval(STRAGGLER_CHECK);
+        loop {
+            checks.tick().await;
+            let multiplier = self.stages.settings.speculation_multiplier;
+            let Some(limit) = self.pace.limit(self.stage.tasks(), multiplier) else {
+                continue;
+            };
+            let running = self.stages.job.read(|record| {
+                let query = record.queries.get(self.stages.query)?;
+                let stage = query.stages.iter().find(|s| s.id == self.stage.id)?;
+                stage
+                    .attempts
+                    .iter()
+                    .find(|a| a.task as usize == partition && a.outcome == Outcome::Running)
+                    .map(|a| (a.worker.clone(), a.started_ms))
+            });
+            if let Some((worker, started_ms)) = running {
+                // With one worker there is nobody to be faster.
+                if now_ms() - started_ms > limit.as_millis() as i64
+                    && self.stages.registry.workers().len() > 1
+                {
+                    return worker;
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        partition: usize,
+        number: u32,
+        plan: bytes::Bytes,
+        avoid: Vec<String>,
+    ) -> Result<Spool, Failure> {
+        let job = self.stages.job.id();
+        let slot = self
+            .stages
+            .registry
+            .slot(&job, avoid)
+            .await
+            .map_err(|error| Failure {
+                worker: None,
+                error,
+            })?;
+        if number == 1 {
+            self.pace.start();
+        }
+        let started = Instant::now();
+        let mut record = Record::new(self, partition, number, slot.worker());
+        let request = RunRequest {
+            task: format!(
+                "{job}/{}/{}/{partition}/{number}",
+                self.stages.query, self.stage.id
+            ),
+            plan,
+            partition: partition as u32,
+            settings: self.stages.worker_settings.clone(),
+        };
+        let outcome = tokio::select! {
+            outcome = self.call(&slot, request, &mut record) => outcome,
+            () = slot.lost() => Err(Error::unavailable(format!("worker {} was lost", slot.worker()))),
+        };
+        match outcome {
+            Ok(spool) => {
+                self.pace.done(started.elapsed());
+                record.end(Outcome::Succeeded, "");
+                Ok(spool)
+            }
+            Err(error) => {
+                let lost = error.kind() == ErrorKind::Unavailable
+                    && !self.stages.registry.probe(slot.worker()).await;
+                let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
+                record.end(outcome, &error.to_string());
+                Err(Failure {
+                    worker: Some(slot.worker().to_owned()),
+                    error,
+                })
+            }
+        }
+    }
+
+    /// The call itself: everything that the worker sends, kept until its last word.
+    async fn call(
+        &self,
+        slot: &Slot,
+        request: RunRequest,
+        record: &mut Record<'_>,
+    ) -> Result<Spool> {
+        let mut client = slot.client();
+        self.stages
+            .deliver(&self.stage, slot.worker(), &mut client)
+            .await?;
+        let silent = || {
+            Error::unavailable(format!(
+                "worker {} has said nothing for {} s",
+                slot.worker(),
+                SILENCE.as_secs()
+            ))
+        };
+        let mut responses = tokio::time::timeout(SILENCE, client.run(request))
+            .await
+            .map_err(|_| silent())??
+            .into_inner();
+        let mut decoder = Decoder::default();
+        let mut spool = SpoolWriter::new(self.stage.plan.schema(), self.ctx.runtime_env());
+        loop {
+            let response = tokio::time::timeout(SILENCE, responses.message())
+                .await
+                .map_err(|_| silent())??;
+            match response.and_then(|response| response.part) {
+                Some(Part::ArrowIpc(chunk)) => {
+                    for batch in decoder.decode(chunk)? {
+                        spool.push(batch).await?;
+                    }
+                }
+                Some(Part::Progress(progress)) => record.progress(&progress),
+                Some(Part::Done(done)) => {
+                    record.progress(&done.progress.unwrap_or_default());
+                    return spool.finish();
+                }
+                None => {
+                    return Err(Error::unavailable(format!(
+                        "worker {} ended a task without a last word",
+                        slot.worker()
+                    )));
+                }
+            }
+        }
+    }
+}
+
+/// The attempt's entry in the job's record. An attempt that is dropped was superseded by a faster one, or cancelled.
+struct Record<'a> {
+    attempts: &'a Attempts,
+    /// Where the entry stands, if it was kept.
+    position: Option<usize>,
+    counted: TaskProgress,
+    ended: bool,
+}
+
+impl<'a> Record<'a> {
+    fn new(attempts: &'a Attempts, partition: usize, number: u32, worker: &str) -> Self {
+        let split = attempts.stage.task_label(partition);
+        let position = attempts.update(|stage| {
+            stage.tasks_running += 1;
+            if stage.attempts.len() >= MAX_ATTEMPTS_KEPT {
+                return None;
+            }
+            stage.attempts.push(AttemptRecord {
+                task: partition as u32,
+                attempt: number,
+                worker: worker.to_owned(),
+                outcome: Outcome::Running,
+                reason: String::new(),
+                started_ms: now_ms(),
+                ended_ms: 0,
+                rows_in: 0,
+                split,
+            });
+            Some(stage.attempts.len() - 1)
+        });
+        Self {
+            attempts,
+            position,
+            counted: TaskProgress::default(),
+            ended: false,
+        }
+    }
+
+    /// Counts what is new since the last time.
+    fn progress(&mut self, now: &TaskProgress) {
+        let before = std::mem::replace(&mut self.counted, *now);
+        let position = self.position;
+        self.attempts.update(|stage| {
+            stage.rows_in += now.rows_in - before.rows_in;
+            stage.bytes_in += now.bytes_in - before.bytes_in;
+            stage.records_skipped += now.records_skipped - before.records_skipped;
+            stage.records_dead_lettered += now.records_dead_lettered - before.records_dead_lettered;
+            if let Some(attempt) = position.and_then(|at| stage.attempts.get_mut(at)) {
+                attempt.rows_in = now.rows_in;
+            }
+        });
+    }
+
+    fn end(&mut self, outcome: Outcome, reason: &str) {
+        self.ended = true;
+        let counted = self.counted;
+        let position = self.position;
+        self.attempts.update(|stage| {
+            stage.tasks_running -= 1;
+            if outcome == Outcome::Succeeded {
+                stage.tasks_done += 1;
+            } else {
+                // Only winning attempts count.
+                stage.rows_in -= counted.rows_in;
+                stage.bytes_in -= counted.bytes_in;
+                stage.records_skipped -= counted.records_skipped;
+                stage.records_dead_lettered -= counted.records_dead_lettered;
+            }
+            if let Some(attempt) = position.and_then(|at| stage.attempts.get_mut(at)) {
+                attempt.outcome = outcome;
+                attempt.reason = reason.to_owned();
+                attempt.ended_ms = now_ms();
+            }
+        });
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(Outcome::Superseded, "");
+        }
+    }
+}
+
+impl Attempts {
+    fn update<T>(&self, change: impl FnOnce(&mut crate::jobs::model::StageRecord) -> T) -> T {
+        self.stages
+            .job
+            .update_stage(self.stages.query, self.stage.id, change)
+    }
+}

@@ -1,0 +1,264 @@
+//! Serves the tasks below the cut: decodes a stage's plan, runs one partition of it, streams the rows back.
+
+use datafusion::execution::{SessionState, TaskContext};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
+use essaim_common::broadcast::Broadcasts;
+use essaim_common::codec::EssaimCodec;
+use essaim_common::ipc::{self, Decoder};
+use essaim_common::scan::ScanExec;
+use essaim_common::{Error, Result};
+use essaim_proto::v1::tasks_server::Tasks;
+use essaim_proto::v1::{
+    DropBroadcastsRequest, DropBroadcastsResponse, PutBroadcastRequest, PutBroadcastResponse,
+    RunRequest, RunResponse, TaskDone, TaskProgress, run_response::Part,
+};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tonic::{Request, Response, Status, Streaming};
+
+const PROGRESS: Duration = Duration::from_millis(500);
+
+/// How many tasks run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gauge {
+    inner: Arc<(AtomicUsize, Notify)>,
+}
+
+impl Gauge {
+    pub(crate) fn running(&self) -> usize {
+        self.inner.0.load(Ordering::Acquire)
+    }
+
+    /// Returns once no task runs.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let changed = self.inner.1.notified();
+            if self.running() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn enter(&self) -> Entered {
+        self.inner.0.fetch_add(1, Ordering::AcqRel);
+        Entered(self.clone())
+    }
+}
+
+/// One running task; it has ended when this is dropped.
+struct Entered(Gauge);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.inner.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.inner.1.notify_waiters();
+    }
+}
+
+/// The gRPC service.
+pub(crate) struct TaskService {
+    state: SessionState,
+    gauge: Gauge,
+}
+
+impl TaskService {
+    pub(crate) fn new(state: SessionState, gauge: Gauge) -> Self {
+        Self { state, gauge }
+    }
+
+    /// The task's context: the worker's own with the job's settings on top.
+    fn context(&self, request: &RunRequest) -> Result<Arc<TaskContext>> {
+        let state = &self.state;
+        let mut config = state.config().clone();
+        for (name, value) in &request.settings {
+            config.options_mut().set(name, value)?;
+        }
+        Ok(Arc::new(TaskContext::new(
+            Some(request.task.clone()),
+            state.session_id().to_owned(),
+            config,
+            state.scalar_functions().clone(),
+            state.higher_order_functions().clone(),
+            state.aggregate_functions().clone(),
+            state.window_functions().clone(),
+            Arc::clone(state.runtime_env()),
+        )))
+    }
+
+    fn broadcasts(&self) -> Result<Arc<Broadcasts>> {
+        self.state
+            .config()
+            .get_extension::<Broadcasts>()
+            .ok_or_else(|| Error::internal("the worker's session holds no broadcasts"))
+    }
+
+    fn start(&self, request: RunRequest) -> Result<BoxStream<'static, Result<RunResponse>>> {
+        let context = self.context(&request)?;
+        let plan =
+            physical_plan_from_bytes_with_extension_codec(&request.plan, &context, &EssaimCodec)?;
+        let partition = request.partition as usize;
+        if partition >= plan.output_partitioning().partition_count() {
+            return Err(Error::internal(format!(
+                "task {} asks for partition {partition} of a plan with {}",
+                request.task,
+                plan.output_partitioning().partition_count()
+            )));
+        }
+        let rows = plan.execute(partition, context)?;
+        let entered = self.gauge.enter();
+        tracing::debug!(task = %request.task, "running");
+        Ok(Box::pin(respond(
+            plan,
+            ipc::encode_stream(rows),
+            entered,
+            request.task,
+        )))
+    }
+}
+
+/// Rows as they come, progress in between, and a last word.
+fn respond(
+    plan: Arc<dyn ExecutionPlan>,
+    chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
+    entered: Entered,
+    task: String,
+) -> impl Stream<Item = Result<RunResponse>> + Send + 'static {
+    // A panic in a plan is an error of this task, not the end of a connection that others share.
+    let chunks = AssertUnwindSafe(chunks).catch_unwind().map(|chunk| {
+        chunk.unwrap_or_else(|panic| {
+            let message = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(Error::internal(format!("the plan panicked: {message}")))
+        })
+    });
+    let mut ticks = tokio::time::interval(PROGRESS);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.reset();
+    let state = Some((Box::pin(chunks), ticks, plan, entered));
+    futures::stream::unfold(state, move |state| {
+        let task = task.clone();
+        async move {
+            let (mut chunks, mut ticks, plan, entered) = state?;
+            let part = tokio::select! {
+                biased;
+                chunk = chunks.next() => match chunk {
+                    Some(Ok(chunk)) => Part::ArrowIpc(chunk),
+                    Some(Err(error)) => {
+                        tracing::warn!(%task, %error, "failed");
+                        return Some((Err(error), None));
+                    }
+                    None => {
+                        let rows_out = plan
+                            .metrics()
+                            .and_then(|metrics| metrics.output_rows())
+                            .unwrap_or_default() as u64;
+                        let progress = Some(progress(&plan));
+                        let done = Part::Done(TaskDone { progress, rows_out });
+                        return Some((Ok(RunResponse { part: Some(done) }), None));
+                    }
+                },
+                _ = ticks.tick() => Part::Progress(progress(&plan)),
+            };
+            Some((
+                Ok(RunResponse { part: Some(part) }),
+                Some((chunks, ticks, plan, entered)),
+            ))
+        }
+    })
+}
+
+/// What the leaves of a plan have counted.
+fn progress(plan: &Arc<dyn ExecutionPlan>) -> TaskProgress {
+    let mut sum = TaskProgress::default();
+    add_progress(plan, &mut sum);
+    sum
+}
+
+fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
+    for child in plan.children() {
+        add_progress(child, sum);
+    }
+    if !plan.children().is_empty() {
+        return;
+    }
+    let Some(metrics) = plan.metrics() else {
+        return;
+    };
+    let count = |name: &str| {
+        metrics
+            .sum_by_name(name)
+            .map_or(0, |value| value.as_usize() as u64)
+    };
+    if plan.is::<ScanExec>() {
+        sum.rows_in += count("rows_in");
+        sum.bytes_in += count("bytes_in");
+        sum.records_skipped += count("records_skipped");
+        sum.records_dead_lettered += count("records_dead_lettered");
+    } else {
+        sum.rows_in += metrics.output_rows().unwrap_or_default() as u64;
+        sum.bytes_in += count("bytes_scanned");
+    }
+}
+
+#[tonic::async_trait]
+impl Tasks for TaskService {
+    type RunStream = BoxStream<'static, Result<RunResponse, Status>>;
+
+    async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
+        let request = request.into_inner();
+        let task = request.task.clone();
+        let started = std::panic::catch_unwind(AssertUnwindSafe(|| self.start(request)))
+            .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
+        match started {
+            Ok(responses) => Ok(Response::new(
+                responses
+                    .map(|response| response.map_err(Status::from))
+                    .boxed(),
+            )),
+            Err(error) => {
+                tracing::warn!(%task, %error, "refused");
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn put_broadcast(
+        &self,
+        request: Request<Streaming<PutBroadcastRequest>>,
+    ) -> Result<Response<PutBroadcastResponse>, Status> {
+        let mut chunks = request.into_inner();
+        let mut key = String::new();
+        let mut decoder = Decoder::default();
+        let mut batches = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            if key.is_empty() {
+                key = chunk.key;
+            }
+            batches.extend(decoder.decode(chunk.arrow_ipc)?);
+        }
+        self.broadcasts()?.put(key, batches);
+        Ok(Response::new(PutBroadcastResponse {}))
+    }
+
+    async fn drop_broadcasts(
+        &self,
+        request: Request<DropBroadcastsRequest>,
+    ) -> Result<Response<DropBroadcastsResponse>, Status> {
+        let broadcasts = self.broadcasts()?;
+        for key in request.into_inner().keys {
+            broadcasts.drop_key(&key);
+        }
+        Ok(Response::new(DropBroadcastsResponse {}))
+    }
+}
