@@ -1,0 +1,80 @@
+//! PostgreSQL as a sink: workers stage rows, the master makes them visible in one transaction that also names the run.
+
+mod committer;
+mod encode;
+mod target;
+pub(crate) mod writer;
+
+use crate::connector::{PlannedSink, Sink, SinkRun};
+use crate::error::Result;
+use crate::sources::postgres::catalog::TableName;
+use crate::sources::postgres::client::Database;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use committer::Committer;
+use std::sync::Arc;
+use target::Target;
+use writer::Writer;
+
+/// What becomes of the rows that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They stay.
+    Append,
+    /// Those with the same key take the new values.
+    Upsert,
+    /// They go.
+    Overwrite,
+}
+
+/// A table that can be written.
+#[derive(Debug)]
+pub struct PostgresSink {
+    pub database: Database,
+    pub name: TableName,
+    /// The declared columns, if any: their NOT NULL is that of a table that the sink creates.
+    pub declared: Option<SchemaRef>,
+    pub mode: Mode,
+    /// Columns of the primary key; what an upsert goes by.
+    pub key: Vec<String>,
+}
+
+#[async_trait]
+impl Sink for PostgresSink {
+    async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
+        let mut client = self.database.connect().await?;
+        let target = Target::plan(self, input, overwrite, &mut client).await?;
+        let prefix = staging_prefix(run);
+        let writer = Writer {
+            database: self.database.clone(),
+            schema: target.schema.clone(),
+            target: target.quoted(),
+            prefix: prefix.clone(),
+            columns: target
+                .columns
+                .iter()
+                .map(|column| (column.name.clone(), column.kind.clone()))
+                .collect(),
+        };
+        let committer = Committer {
+            database: self.database.clone(),
+            target,
+            run: run.clone(),
+            prefix,
+        };
+        Ok(PlannedSink {
+            writer: Arc::new(writer),
+            committer: Arc::new(committer),
+        })
+    }
+}
+
+/// What the names of a run's staging tables begin with. A name has at most 63 bytes, 8 of them random: of a long
+/// job id only the end is used, which in a UUID of version 7 is its random part.
+fn staging_prefix(run: &SinkRun) -> String {
+    const JOB: usize = 20;
+    let name = run.staging_name();
+    let (job, rest) = name.split_once('_').unwrap_or((name.as_str(), ""));
+    let job = &job[job.len().saturating_sub(JOB)..];
+    format!("essaim_staging_{job}_{rest}_")
+}
