@@ -51,7 +51,10 @@ pub fn settings(options: &ConfigOptions) -> Settings {
 
 /// All connectors. One line each.
 pub fn connectors() -> Vec<Arc<dyn Connector>> {
-    vec![Arc::new(crate::sources::generator::Generator)]
+    vec![
+        Arc::new(crate::sources::generator::Generator),
+        Arc::new(crate::sources::kafka::Kafka),
+    ]
 }
 
 /// The connector STORED AS `name`.
