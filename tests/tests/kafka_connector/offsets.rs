@@ -62,8 +62,7 @@ async fn offsets_may_be_given_by_time() {
         })
         .collect();
     produce(&topic, &records);
-    let options =
-        "starting_timestamp '2026-01-31T12:00:10Z', ending_timestamp '1769860820000'";
+    let options = "starting_timestamp '2026-01-31T12:00:10Z', ending_timestamp '1769860820000'";
     assert_eq!(
         serde_json::json!(sums(options, &topic).await),
         serde_json::json!([{"p":0,"low":10,"high":19,"c":10}])
@@ -76,10 +75,15 @@ async fn offsets_may_be_given_by_time() {
 async fn several_topics_are_one_table() {
     let (a, b) = (numbered(2, 10).await, numbered(1, 5).await);
     let ctx = session();
-    declare(&ctx, "n BIGINT", &format!("{a},{b}"), "").await.unwrap();
-    let found = rows(&ctx, "SELECT _topic AS t, count(*) AS c FROM t GROUP BY _topic ORDER BY c")
+    declare(&ctx, "n BIGINT", &format!("{a},{b}"), "")
         .await
         .unwrap();
+    let found = rows(
+        &ctx,
+        "SELECT _topic AS t, count(*) AS c FROM t GROUP BY _topic ORDER BY c",
+    )
+    .await
+    .unwrap();
     assert_eq!(
         serde_json::json!(found),
         serde_json::json!([{"t":b,"c":5},{"t":a,"c":20}])
@@ -91,7 +95,10 @@ async fn the_splits_of_one_partition_add_up() {
     let topic = numbered(1, 50_000).await;
     let planned = plan(&topic, &[], 4).await.unwrap();
     assert_eq!(planned.splits.len(), 4);
-    assert_eq!(planned.splits.iter().map(|s| s.rows.unwrap()).sum::<u64>(), 50_000);
+    assert_eq!(
+        planned.splits.iter().map(|s| s.rows.unwrap()).sum::<u64>(),
+        50_000
+    );
     assert_eq!(planned.splits[0].label, format!("{topic}[0] 0..12500"));
     let ctx = session().task_ctx();
     let metrics = ExecutionPlanMetricsSet::new();
@@ -128,15 +135,23 @@ async fn a_limit_reaches_the_reader() {
     assert_eq!(found.len(), 3);
     let plan = rows(&ctx, "EXPLAIN SELECT n FROM t LIMIT 3").await.unwrap();
     let text = serde_json::to_string(&plan).unwrap();
-    assert!(text.contains("limit=3") && text.contains("splits=1"), "{text}");
+    assert!(
+        text.contains("limit=3") && text.contains("splits=1"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_topic_is_named() {
     let ctx = session();
-    declare(&ctx, "n BIGINT", "essaim-no-such-topic", "").await.unwrap();
+    declare(&ctx, "n BIGINT", "essaim-no-such-topic", "")
+        .await
+        .unwrap();
     let error = error(&ctx, "SELECT * FROM t").await;
-    assert!(error.contains("have no topic essaim-no-such-topic"), "{error}");
+    assert!(
+        error.contains("have no topic essaim-no-such-topic"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,14 +160,19 @@ async fn brokers_out_of_reach_are_named_in_time() {
     let text = "CREATE EXTERNAL TABLE t (n BIGINT) STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/x' OPTIONS (request_timeout '300 milliseconds')";
     ctx.sql(text).await.unwrap();
     let error = error(&ctx, "SELECT * FROM t").await;
-    assert!(error.contains("127.0.0.1:1") && error.contains("topic x"), "{error}");
+    assert!(
+        error.contains("127.0.0.1:1") && error.contains("topic x"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_records_are_missed_or_passed_over() {
     let topic = numbered(1, 100).await;
     let planned_strict = plan(&topic, &[], 1).await.unwrap();
-    let planned_loose = plan(&topic, &[("fail_on_data_loss", "false")], 1).await.unwrap();
+    let planned_loose = plan(&topic, &[("fail_on_data_loss", "false")], 1)
+        .await
+        .unwrap();
     let mut before = TopicPartitionList::new();
     before
         .add_partition_offset(&topic, 0, Offset::Offset(40))
@@ -163,43 +183,83 @@ async fn deleted_records_are_missed_or_passed_over() {
     let ctx = session().task_ctx();
     let metrics = ExecutionPlanMetricsSet::new();
     let read = async |planned: essaim_common::connector::PlannedScan| {
-        let stream = planned.reader.read(&planned.splits[0], 0, &ctx, &metrics).unwrap();
+        let stream = planned
+            .reader
+            .read(&planned.splits[0], 0, &ctx, &metrics)
+            .unwrap();
         stream.try_collect::<Vec<_>>().await
     };
     let error = read(planned_strict).await.unwrap_err().to_string();
     assert!(
-        error.contains(&format!("{topic}[0] offset 0: the record is gone, the partition has 40 to 100")),
+        error.contains(&format!(
+            "{topic}[0] offset 0: the record is gone, the partition has 40 to 100"
+        )),
         "{error}"
     );
-    let rows: usize = read(planned_loose).await.unwrap().iter().map(|b| b.num_rows()).sum();
+    let rows: usize = read(planned_loose)
+        .await
+        .unwrap()
+        .iter()
+        .map(|b| b.num_rows())
+        .sum();
     assert_eq!(rows, 60);
 
     let options = [("starting_offsets", format!("{{\"{topic}\":{{\"0\":7}}}}"))];
     let options: Vec<_> = options.iter().map(|(k, v)| (*k, v.as_str())).collect();
     let error = plan(&topic, &options, 1).await.unwrap_err().to_string();
-    assert!(error.contains("the starting offset 7 does not exist"), "{error}");
+    assert!(
+        error.contains("the starting offset 7 does not exist"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_options_are_refused_with_a_hint() {
     let ctx = session();
     for (columns, options, hint) in [
-        ("n BIGINT", "starting_offsets 'newest'", "'earliest', 'latest' or JSON"),
-        ("n BIGINT", "ending_offsets 'earliest'", "nothing would be read"),
-        ("n BIGINT", "starting_offsets '{\"x\":{\"0\":-3}}'", "or JSON"),
+        (
+            "n BIGINT",
+            "starting_offsets 'newest'",
+            "'earliest', 'latest' or JSON",
+        ),
+        (
+            "n BIGINT",
+            "ending_offsets 'earliest'",
+            "nothing would be read",
+        ),
+        (
+            "n BIGINT",
+            "starting_offsets '{\"x\":{\"0\":-3}}'",
+            "or JSON",
+        ),
         ("n BIGINT", "formt 'json'", "did you mean format?"),
         ("n BIGINT", "format 'avro'", "'json' or 'raw'"),
         ("n BIGINT", "format 'raw'", "leave the columns out"),
         ("n BIGINT", "event_time 'at'", "there is no such column"),
         ("n BIGINT", "event_time 'n'", "declare it TIMESTAMP"),
-        ("at TIMESTAMP", "event_time 'at', watermark_delay 'soon'", "'10 seconds'"),
-        ("n BIGINT", "'kafka.isolation.level' 'x'", "use the option isolation_level"),
+        (
+            "at TIMESTAMP",
+            "event_time 'at', watermark_delay 'soon'",
+            "'10 seconds'",
+        ),
+        (
+            "n BIGINT",
+            "'kafka.isolation.level' 'x'",
+            "use the option isolation_level",
+        ),
         ("n BIGINT", "'kafka.no.such' 'x'", "no.such"),
         ("_offset BIGINT", "format 'json'", "_offset is filled in"),
         ("n INTERVAL", "format 'json'", "which JSON cannot hold"),
-        ("n BIGINT", "dead_letter_topic 'x'", "needs on_error 'dead_letter'"),
+        (
+            "n BIGINT",
+            "dead_letter_topic 'x'",
+            "needs on_error 'dead_letter'",
+        ),
     ] {
-        let error = declare(&ctx, columns, "x", options).await.unwrap_err().to_string();
+        let error = declare(&ctx, columns, "x", options)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(hint), "{options}: {error}");
     }
 }

@@ -205,7 +205,11 @@ pub async fn plan(
     target_splits: usize,
 ) -> essaim_common::Result<PlannedScan> {
     let mut given = vec![("format".to_owned(), "raw".to_owned())];
-    given.extend(options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+    given.extend(
+        options
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned())),
+    );
     let spec = TableSpec {
         name: "t".to_owned(),
         schema: None,

@@ -16,9 +16,12 @@ fn numbers(from: i64, to: i64) -> Vec<Record> {
 async fn total(topic: &str, options: &str) -> serde_json::Value {
     let ctx = session();
     declare(&ctx, "n BIGINT", topic, options).await.unwrap();
-    let rows = rows(&ctx, "SELECT count(*) AS c, sum(n) AS s, max(_offset) AS o FROM t")
-        .await
-        .unwrap();
+    let rows = rows(
+        &ctx,
+        "SELECT count(*) AS c, sum(n) AS s, max(_offset) AS o FROM t",
+    )
+    .await
+    .unwrap();
     rows[0].clone()
 }
 
@@ -27,7 +30,12 @@ async fn markers_and_aborted_records_are_no_rows() {
     let topic = topic(1, &[]).await;
     let producer = transactional();
     // Offsets 0..5 and a marker, 6..16 aborted and a marker, 17..20 and a marker, 21..31 aborted and a marker.
-    for (from, to, commit) in [(0, 5, true), (100, 110, false), (5, 8, true), (110, 120, false)] {
+    for (from, to, commit) in [
+        (0, 5, true),
+        (100, 110, false),
+        (5, 8, true),
+        (110, 120, false),
+    ] {
         producer.begin_transaction().unwrap();
         send(&producer, &topic, &numbers(from, to));
         if commit {
@@ -36,15 +44,31 @@ async fn markers_and_aborted_records_are_no_rows() {
             producer.abort_transaction(TIMEOUT).unwrap();
         }
     }
-    assert_eq!(total(&topic, "").await, serde_json::json!({"c":8,"s":28,"o":19}));
+    assert_eq!(
+        total(&topic, "").await,
+        serde_json::json!({"c":8,"s":28,"o":19})
+    );
     assert_eq!(
         total(&topic, "isolation_level 'read_uncommitted'").await,
         serde_json::json!({"c":28,"s":2218,"o":30})
     );
     // Ranges whose end lies among aborted records, on a marker, or right before one.
-    for (end, count) in [(5, 5), (6, 5), (10, 5), (16, 5), (17, 5), (18, 6), (20, 8), (25, 8)] {
+    for (end, count) in [
+        (5, 5),
+        (6, 5),
+        (10, 5),
+        (16, 5),
+        (17, 5),
+        (18, 6),
+        (20, 8),
+        (25, 8),
+    ] {
         let options = format!("ending_offsets '{{\"{topic}\":{{\"0\":{end}}}}}'");
-        assert_eq!(total(&topic, &options).await["c"], serde_json::json!(count), "end {end}");
+        assert_eq!(
+            total(&topic, &options).await["c"],
+            serde_json::json!(count),
+            "end {end}"
+        );
     }
 }
 
@@ -67,7 +91,10 @@ async fn an_open_transaction_holds_the_end_back() {
     send(&producer, &topic, &numbers(100, 105));
     // Plain records after the open transaction wait for it too.
     produce(&topic, &numbers(10, 20));
-    assert_eq!(total(&topic, "").await, serde_json::json!({"c":10,"s":45,"o":9}));
+    assert_eq!(
+        total(&topic, "").await,
+        serde_json::json!({"c":10,"s":45,"o":9})
+    );
     producer.commit_transaction(TIMEOUT).unwrap();
     assert_eq!(total(&topic, "").await["c"], serde_json::json!(25));
 }
@@ -98,7 +125,10 @@ async fn compacted_holes_are_passed() {
         if records < last + 1 - 10 {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "not compacted: {found}");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not compacted: {found}"
+        );
         produce(&topic, &[key(last % 3, last)]);
     }
     // A range that ends among the holes.
