@@ -232,6 +232,12 @@ pub trait SinkCommitter: Debug + Send + Sync {
     /// A higher generation has been seen; the server is out of reach.
     async fn begin(&self) -> Result<Begin>;
 
+    /// Whether a run whose master died may be started anew, and a task run twice at once. `false` where a writer's rows
+    /// may be visible before `commit`: such a job is marked failed instead, and its tasks are not speculated.
+    fn restartable(&self) -> bool {
+        true
+    }
+
     /// Makes the parts visible, all or none, once.
     ///
     /// # Errors

@@ -54,6 +54,7 @@ pub fn connectors() -> Vec<Arc<dyn Connector>> {
     vec![
         Arc::new(crate::sources::generator::Generator),
         Arc::new(crate::sources::postgres::Postgres),
+        Arc::new(crate::sources::kafka::Kafka),
     ]
 }
 

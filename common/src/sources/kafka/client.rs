@@ -1,0 +1,359 @@
+//! How librdkafka is set up: brokers, settings handed on, and what its errors mean to us.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::Options;
+use crate::secret::Secret;
+use arrow::compute::kernels::cast_utils::parse_interval_day_time;
+use parking_lot::Mutex;
+use rdkafka::ClientConfig;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryResult, ProducerContext};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Settings that Essaim needs for itself, and what to write instead.
+const RESERVED: [(&str, &str); 8] = [
+    ("bootstrap.servers", "name the brokers in LOCATION"),
+    ("metadata.broker.list", "name the brokers in LOCATION"),
+    ("isolation.level", "use the option isolation_level"),
+    ("auto.offset.reset", "use the option starting_offsets"),
+    ("enable.auto.commit", "Essaim commits no group offsets"),
+    ("enable.partition.eof", "Essaim needs it to end a split"),
+    ("transactional.id", "Essaim names its own transactions"),
+    ("enable.idempotence", "Essaim's producers are transactional"),
+];
+
+/// Whether records of open and aborted transactions are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum IsolationLevel {
+    ReadCommitted,
+    ReadUncommitted,
+}
+
+impl IsolationLevel {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ReadCommitted => "read_committed",
+            Self::ReadUncommitted => "read_uncommitted",
+        }
+    }
+}
+
+/// Where the brokers are and how to talk to them. Its `Debug` shows no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Connection {
+    /// `host:port` of one or more brokers, separated by commas.
+    pub brokers: String,
+    /// librdkafka's settings, as given by the options `kafka.…`.
+    pub settings: BTreeMap<String, Hidden>,
+    /// The longest wait without any progress, ms.
+    pub timeout_ms: u64,
+}
+
+/// A setting's value. `sasl.jaas…` and the like do not look like secrets to a pattern: none is shown.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(Secret);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Connection {
+    /// Brokers and topics of a location `kafka://host:9092[,host2:9092]/topic[,topic2]`, and the options
+    /// `kafka.…` and `request_timeout`.
+    ///
+    /// # Errors
+    /// Another form of location; a setting that Essaim keeps for itself or that librdkafka does not know.
+    pub fn new(location: &Secret, options: &mut Options) -> Result<(Self, Vec<String>)> {
+        let (brokers, topics) = split_location(location.expose()).ok_or_else(|| {
+            options.error(format!(
+                "LOCATION '{location}': write 'kafka://host:9092/topic', with commas between several hosts or topics"
+            ))
+        })?;
+        let timeout_ms = match options.text("request_timeout") {
+            Some(text) => duration_ms(&text)
+                .filter(|ms| *ms > 0)
+                .ok_or_else(|| not_a_duration(options, "request_timeout", &text))?,
+            None => 30_000,
+        };
+        let settings: BTreeMap<String, Hidden> = options
+            .with_prefix("kafka.")
+            .into_iter()
+            .map(|(name, value)| (name, Hidden(value)))
+            .collect();
+        for (name, instead) in RESERVED {
+            if settings.contains_key(name) {
+                return Err(options.error(format!("option kafka.{name} cannot be set: {instead}")));
+            }
+        }
+        let connection = Self {
+            brokers,
+            settings,
+            timeout_ms,
+        };
+        // librdkafka checks names and values when a client is made; no connection is tried yet.
+        connection
+            .metadata_client(IsolationLevel::ReadCommitted)
+            .map_err(|e| options.error(e))?;
+        Ok((connection, topics))
+    }
+
+    /// The longest wait without any progress.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+
+    /// The settings that all clients share, over defaults that the options `kafka.…` may change.
+    pub fn config_over(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (name, value) in defaults {
+            config.set(*name, *value);
+        }
+        config
+            .set("client.id", "essaim")
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        for (name, value) in &self.settings {
+            config.set(name, value.0.expose());
+        }
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    /// A client that asks for topics and offsets and reads nothing. Makes no connection by itself.
+    ///
+    /// # Errors
+    /// A setting that librdkafka refuses.
+    pub fn metadata_client(&self, isolation: IsolationLevel) -> Result<BaseConsumer<Context>> {
+        self.config_over(&[])
+            .set("isolation.level", isolation.name())
+            .set("allow.auto.create.topics", "false")
+            .create_with_context(Context)
+            .map_err(|e| wrong_setting(&e))
+    }
+
+    /// A client that reads one partition at a time. Makes no connection by itself.
+    ///
+    /// # Errors
+    /// A setting that librdkafka refuses.
+    pub fn reading_client(&self, isolation: IsolationLevel) -> Result<BaseConsumer<Context>> {
+        let defaults = [
+            // librdkafka wants a group to assign partitions, though nothing is ever committed to it.
+            ("group.id", "essaim"),
+            // What a reader holds beyond the batch in hand: a few fetches, whatever the size of messages.
+            ("fetch.message.max.bytes", "2097152"),
+            ("queued.max.messages.kbytes", "16384"),
+            ("queued.min.messages", "100000"),
+            // A full queue stops the fetching for so long; librdkafka's second would starve the reader.
+            ("fetch.queue.backoff.ms", "5"),
+            ("fetch.error.backoff.ms", "100"),
+            // How long an empty fetch waits at the broker, and so how long the news of a partition's end takes.
+            ("fetch.wait.max.ms", "10"),
+        ];
+        self.config_over(&defaults)
+            .set("isolation.level", isolation.name())
+            .set("allow.auto.create.topics", "false")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            // A lost range is an error, never a silent jump.
+            .set("auto.offset.reset", "error")
+            .create_with_context(Context)
+            .map_err(|e| wrong_setting(&e))
+    }
+
+    /// An error of a call to the brokers about `what`.
+    pub fn failed(&self, what: impl std::fmt::Display, error: &KafkaError) -> Error {
+        let code = error.rdkafka_error_code();
+        let brokers = &self.brokers;
+        match code {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
+                Error::invalid(format!(
+                    "{what}: the brokers {brokers} refuse the credentials: check kafka.sasl.username and kafka.sasl.password"
+                ))
+            }
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
+            ) => Error::invalid(format!(
+                "{what}: the brokers {brokers} allow it not: {}",
+                reason(error)
+            )),
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                Error::invalid(format!(
+                    "{what}: the brokers {brokers} have no such topic or partition"
+                ))
+            }
+            _ => Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "{what}: no answer from the brokers {brokers} within {} ms (option request_timeout): {}",
+                    self.timeout_ms,
+                    reason(error)
+                ),
+            ),
+        }
+    }
+}
+
+/// librdkafka's own words for an error, without the settings' values.
+pub fn reason(error: &KafkaError) -> String {
+    match error.rdkafka_error_code() {
+        Some(code) => code.to_string(),
+        None => match error {
+            KafkaError::ClientConfig(_, text, name, _) => format!("kafka.{name}: {text}"),
+            other => other.to_string(),
+        },
+    }
+}
+
+/// An error in the making of a client.
+pub fn wrong_setting(error: &KafkaError) -> Error {
+    Error::invalid(format!(
+        "librdkafka refuses its settings: {}",
+        reason(error)
+    ))
+}
+
+/// Sends librdkafka's log lines to ours.
+#[derive(Debug, Clone, Copy)]
+pub struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, text: &str) {
+        tracing::debug!(target: "librdkafka", "{}: {text}", reason(&error));
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// A producer's context: keeps the first failed delivery.
+#[derive(Default)]
+pub struct Deliveries {
+    failure: Mutex<Option<KafkaError>>,
+}
+
+impl Deliveries {
+    /// Why the first message that failed since the last call was not delivered.
+    pub fn take_failure(&self) -> Option<KafkaError> {
+        self.failure.lock().take()
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.failure.lock().get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
+/// One log line of librdkafka. Lost connections are reported by what waits for them, so all go to debug.
+fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    tracing::debug!(target: "librdkafka", ?level, "{facility}: {message}");
+}
+
+fn split_location(location: &str) -> Option<(String, Vec<String>)> {
+    let rest = location.strip_prefix("kafka://")?;
+    let (brokers, topics) = rest.split_once('/')?;
+    let names = |list: &str| -> Option<Vec<String>> {
+        let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
+        names.iter().all(|name| !name.is_empty()).then_some(names)
+    };
+    let brokers = names(brokers)?;
+    let mut topics = names(topics)?;
+    let good = |name: &String| {
+        name.chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    };
+    if !topics.iter().all(good) || brokers.iter().any(|broker| broker.contains('@')) {
+        return None;
+    }
+    topics.sort();
+    topics.dedup();
+    Some((brokers.join(","), topics))
+}
+
+/// Milliseconds of a text such as `10 seconds` or `500 milliseconds`; `None` for anything else or a negative one.
+pub fn duration_ms(text: &str) -> Option<u64> {
+    let interval = parse_interval_day_time(text).ok()?;
+    let ms = i64::from(interval.days) * 86_400_000 + i64::from(interval.milliseconds);
+    u64::try_from(ms).ok()
+}
+
+/// The error for an option that should be a duration.
+pub fn not_a_duration(options: &Options, name: &str, text: &str) -> Error {
+    options.error(format!(
+        "option {name} '{text}' is no duration: write for example '10 seconds' or '500 milliseconds'"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_names_hosts_and_topics() {
+        let (brokers, topics) = split_location("kafka://a:1,b:2/t2,t1").unwrap();
+        assert_eq!(brokers, "a:1,b:2");
+        assert_eq!(topics, ["t1", "t2"]);
+        for wrong in [
+            "kafka://a:1",
+            "kafka:///t",
+            "kafka://a/",
+            "a:1/t",
+            "kafka://a/t/u",
+        ] {
+            assert_eq!(split_location(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_setting_is_never_shown_and_a_wrong_one_is_named() {
+        let given = [("kafka.sasl.passwrd".to_owned(), "hunter2".to_owned())];
+        let mut options = Options::new("t", given.iter().map(|(k, v)| (k, v))).unwrap();
+        let location = Secret::new("kafka://h:1/t");
+        let error = Connection::new(&location, &mut options)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("sasl.passwrd") && !error.contains("hunter2"),
+            "{error}"
+        );
+        let given = [("kafka.sasl.password".to_owned(), "hunter2".to_owned())];
+        let mut options = Options::new("t", given.iter().map(|(k, v)| (k, v))).unwrap();
+        let (connection, _) = Connection::new(&location, &mut options).unwrap();
+        assert!(!format!("{connection:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn durations_are_read_in_words() {
+        assert_eq!(duration_ms("10 seconds"), Some(10_000));
+        assert_eq!(duration_ms("500 milliseconds"), Some(500));
+        assert_eq!(duration_ms("-1 second"), None);
+        assert_eq!(duration_ms("soon"), None);
+    }
+}
