@@ -9,6 +9,7 @@ pub mod codec;
 pub mod connector;
 pub mod error;
 pub mod ipc;
+pub mod object_stores;
 pub mod options;
 pub mod scan;
 pub mod scope;

@@ -1,3 +1,4 @@
 //! One folder for each source. What they have in common is in [`crate::connector`].
 
+pub mod files;
 pub mod generator;
