@@ -175,6 +175,11 @@ pub trait Sink: Debug + Send + Sync {
     /// # Errors
     /// Columns that do not fit, a missing key: named, with what to write instead.
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink>;
+
+    /// Whether all rows must come from one writer, e.g. because they go to one file.
+    fn takes_one_writer(&self) -> bool {
+        false
+    }
 }
 
 /// A sink that is ready for one run.

@@ -1,9 +1,146 @@
-//! stub
-use crate::{Error, Result};
-use object_store::{ObjectStore, local::LocalFileSystem, path::Path};
-use std::sync::Arc;
-pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
-    std::fs::create_dir_all(url).map_err(|e| Error::invalid(e.to_string()))?;
-    let s = LocalFileSystem::new_with_prefix(url).map_err(|e| Error::invalid(e.to_string()))?;
-    Ok((Arc::new(s), Path::default()))
+//! Where files live: the local file system and S3 buckets, the same on master and worker for any URL in a plan.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::secret::redact;
+use datafusion::error::DataFusionError;
+use datafusion::execution::object_store::ObjectStoreRegistry;
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{Arc, LazyLock};
+use url::Url;
+
+static STORES: LazyLock<Arc<Stores>> = LazyLock::new(|| Arc::new(Stores::default()));
+
+/// The process's stores: one for local files, one for each bucket, made at its first use. A bucket's endpoint,
+/// region and credentials come from the standard `AWS_*` variables of the process.
+#[derive(Debug, Default)]
+pub struct Stores {
+    local: Arc<LocalFileSystem>,
+    /// By scheme and bucket, e.g. `s3://toots`.
+    others: parking_lot::Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+}
+
+/// The stores of this process, for DataFusion's `RuntimeEnv`.
+pub fn registry() -> Arc<Stores> {
+    Arc::clone(&STORES)
+}
+
+/// The store of a location and the path in it: `s3://bucket/path`, `file:///path` or a plain path.
+///
+/// # Errors
+/// A scheme that is none of these, or an `AWS_*` variable that is wrong.
+pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let url = parse(location)?;
+    let path = Path::from_url_path(url.path())
+        .map_err(|e| Error::invalid(format!("location {}: {e}", redact(location))))?;
+    Ok((STORES.store(&url)?, path))
+}
+
+/// A location as a URL; a plain path is made absolute. Ends in `/` if the location does.
+///
+/// # Errors
+/// No URL and no path.
+pub fn parse(location: &str) -> Result<Url> {
+    let wrong = |why: &dyn Display| {
+        Error::invalid(format!(
+            "location {}: {why}: write s3://bucket/path, file:///path or a plain path",
+            redact(location)
+        ))
+    };
+    if location.contains("://") {
+        return Url::parse(location).map_err(|e| wrong(&e));
+    }
+    let path = std::path::absolute(location).map_err(|e| wrong(&e))?;
+    let url = if location.ends_with('/') {
+        Url::from_directory_path(path)
+    } else {
+        Url::from_file_path(path)
+    };
+    // Parsed once more, so that `..` is resolved.
+    let url = url.map_err(|()| wrong(&"it is no path"))?;
+    Url::parse(url.as_str()).map_err(|e| wrong(&e))
+}
+
+/// An error of a store, with the place where it happened.
+pub fn failed(place: impl Display, error: &object_store::Error) -> Error {
+    let kind = match error {
+        object_store::Error::NotFound { .. }
+        | object_store::Error::InvalidPath { .. }
+        | object_store::Error::NotSupported { .. }
+        | object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. }
+        | object_store::Error::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
+        _ => ErrorKind::Unavailable,
+    };
+    Error::new(kind, format!("{place}: {error}"))
+}
+
+impl Stores {
+    fn store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        if url.scheme() == "file" {
+            return Ok(Arc::clone(&self.local) as _);
+        }
+        let key = key(url);
+        let mut others = self.others.lock();
+        if let Some(store) = others.get(&key) {
+            return Ok(Arc::clone(store));
+        }
+        let (scheme, Some(bucket)) = (url.scheme(), url.host_str()) else {
+            return Err(Error::invalid(format!("{key} names no bucket")));
+        };
+        if !matches!(scheme, "s3" | "s3a") {
+            return Err(Error::invalid(format!(
+                "no files are reached by {scheme}://: write s3://bucket/path, file:///path or a plain path"
+            )));
+        }
+        let store = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .build()
+            .map_err(|e| Error::invalid(format!("{key}: {e}: check the AWS_* variables")))?;
+        let store: Arc<dyn ObjectStore> = Arc::new(store);
+        others.insert(key, Arc::clone(&store));
+        Ok(store)
+    }
+}
+
+fn key(url: &Url) -> String {
+    format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default())
+}
+
+impl ObjectStoreRegistry for Stores {
+    fn register_store(
+        &self,
+        url: &Url,
+        store: Arc<dyn ObjectStore>,
+    ) -> Option<Arc<dyn ObjectStore>> {
+        self.others.lock().insert(key(url), store)
+    }
+
+    fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>, DataFusionError> {
+        Ok(self.store(url)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_paths_and_file_urls_are_the_same_place() {
+        let (_, plain) = open("/tmp/a/../b c/x.csv").unwrap();
+        let (_, url) = open("file:///tmp/b%20c/x.csv").unwrap();
+        assert_eq!(plain, url);
+        assert_eq!(plain.as_ref(), "tmp/b c/x.csv");
+        assert!(parse("/tmp/x/").unwrap().path().ends_with('/'));
+    }
+
+    #[test]
+    fn an_unknown_scheme_is_refused_with_what_to_write() {
+        let error = open("gs://bucket/x").unwrap_err().to_string();
+        assert!(error.contains("write s3://bucket/path"), "{error}");
+    }
 }

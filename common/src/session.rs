@@ -3,12 +3,16 @@
 use crate::codec::EssaimCodec;
 use crate::connector::Connector;
 use crate::error::{Error, Result};
+use crate::object_stores;
 use crate::scope::Warm;
+use crate::sinks::files::Format;
+use crate::sources::files::FileTableFactory;
 use crate::table::TableFactory;
 use datafusion::catalog::TableProviderFactory;
 use datafusion::common::extensions_options;
 use datafusion::config::{ConfigExtension, ConfigOptions};
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::cache::cache_manager::CacheManagerConfig;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
@@ -55,6 +59,8 @@ pub fn connectors() -> Vec<Arc<dyn Connector>> {
         Arc::new(crate::sources::generator::Generator),
         Arc::new(crate::sources::postgres::Postgres),
         Arc::new(crate::sources::kafka::Kafka),
+        Arc::new(crate::sources::files::Files),
+        Arc::new(crate::sinks::console::Console),
     ]
 }
 
@@ -80,6 +86,9 @@ pub fn runtime(memory_bytes: u64) -> Result<Arc<RuntimeEnv>> {
     Ok(Arc::new(
         RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(pool))
+            .with_object_store_registry(object_stores::registry())
+            // A listing that is remembered misses the files of the next INSERT.
+            .with_cache_manager(CacheManagerConfig::default().with_list_files_cache_limit(0))
             .build()?,
     ))
 }
@@ -139,6 +148,12 @@ pub fn with_essaim(builder: SessionStateBuilder) -> SessionStateBuilder {
         factories.insert(
             connector.name().to_owned(),
             Arc::new(TableFactory(connector)) as Arc<dyn TableProviderFactory>,
+        );
+    }
+    for format in Format::ALL {
+        factories.insert(
+            format.name().to_owned(),
+            Arc::new(FileTableFactory(format)) as Arc<dyn TableProviderFactory>,
         );
     }
     builder.with_distributed_user_codec(EssaimCodec)

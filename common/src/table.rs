@@ -1,6 +1,6 @@
 //! The tables that a job declares: `CREATE EXTERNAL TABLE … STORED AS <connector>` becomes one of these.
 
-use crate::connector::{Connector, ConnectorTable, ScanRequest, Split, TableSpec};
+use crate::connector::{Connector, ConnectorTable, ScanRequest, Sink, Split, TableSpec};
 use crate::error::Error;
 use crate::options::Options;
 use crate::scan::ScanExec;
@@ -14,7 +14,8 @@ use datafusion::catalog::{Session, TableProvider, TableProviderFactory};
 use datafusion::common::{Constraint, Result};
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use std::sync::Arc;
 
 /// A table of a connector, as a query sees it.
@@ -28,6 +29,25 @@ pub struct Table {
 }
 
 impl Table {
+    /// A table of `connector`.
+    pub fn new(
+        name: String,
+        connector: &'static str,
+        table: ConnectorTable,
+        unbounded: bool,
+    ) -> Self {
+        Self {
+            name,
+            connector,
+            schema: table
+                .schema
+                .clone()
+                .unwrap_or_else(|| Arc::new(Schema::empty())),
+            table,
+            unbounded,
+        }
+    }
+
     /// Whether the table takes its columns from the first INSERT, because none are declared or found.
     pub fn is_open(&self) -> bool {
         self.table.schema.is_none()
@@ -57,12 +77,45 @@ impl Table {
             unbounded: self.unbounded,
         }
     }
+}
 
-    fn scope(&self, state: &dyn Session) -> Result<Arc<JobScope>, Error> {
-        state.config().get_extension::<JobScope>().ok_or_else(|| {
-            Error::internal(format!("table {} is planned outside of a job", self.name))
-        })
-    }
+fn scope(name: &str, state: &dyn Session) -> Result<Arc<JobScope>, Error> {
+    state
+        .config()
+        .get_extension::<JobScope>()
+        .ok_or_else(|| Error::internal(format!("table {name} is planned outside of a job")))
+}
+
+/// The plan that writes `input` to `sink`: commit above write.
+///
+/// # Errors
+/// Rows that do not fit the sink; planning outside of a job.
+pub async fn insert(
+    name: &str,
+    connector: &'static str,
+    sink: &Arc<dyn Sink>,
+    state: &dyn Session,
+    input: Arc<dyn ExecutionPlan>,
+    insert_op: InsertOp,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let run = scope(name, state)?.sink_run();
+    let overwrite = matches!(insert_op, InsertOp::Overwrite);
+    let planned = sink
+        .plan(&input.schema(), overwrite, &run)
+        .await
+        .map_err(|e| e.context(format!("table {name}")))?;
+    let partitions = input.output_partitioning().partition_count();
+    let input = if sink.takes_one_writer() && partitions > 1 {
+        Arc::new(CoalescePartitionsExec::new(input)) as _
+    } else {
+        input
+    };
+    let write = SinkWriteExec::new(connector, name, planned.writer, input);
+    Ok(Arc::new(SinkCommitExec::new(
+        name,
+        planned.committer,
+        Arc::new(write),
+    )))
 }
 
 #[async_trait]
@@ -92,13 +145,6 @@ impl TableProvider for Table {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(source) = &self.table.source else {
-            return Err(Error::invalid(format!(
-                "table {} cannot be read: {} is only a sink",
-                self.name, self.connector
-            ))
-            .into());
-        };
         if self.is_open() {
             return Err(Error::invalid(format!(
                 "table {} does not exist yet, so it cannot be read: declare its columns or INSERT into it first",
@@ -106,7 +152,14 @@ impl TableProvider for Table {
             ))
             .into());
         }
-        let scope = self.scope(state)?;
+        let Some(source) = &self.table.source else {
+            return Err(Error::invalid(format!(
+                "table {} cannot be read: {} is only a sink",
+                self.name, self.connector
+            ))
+            .into());
+        };
+        let scope = scope(&self.name, state)?;
         let all: Vec<usize>;
         let projection = match projection {
             Some(projection) => projection,
@@ -152,18 +205,7 @@ impl TableProvider for Table {
             ))
             .into());
         };
-        let run = self.scope(state)?.sink_run();
-        let overwrite = matches!(insert_op, InsertOp::Overwrite);
-        let planned = sink
-            .plan(&input.schema(), overwrite, &run)
-            .await
-            .map_err(|e| e.context(format!("table {}", self.name)))?;
-        let write = SinkWriteExec::new(self.connector, self.name.clone(), planned.writer, input);
-        Ok(Arc::new(SinkCommitExec::new(
-            self.name.clone(),
-            planned.committer,
-            Arc::new(write),
-        )))
+        insert(&self.name, self.connector, sink, state, input, insert_op).await
     }
 }
 
@@ -203,16 +245,11 @@ impl TableProviderFactory for TableFactory {
             unbounded: command.unbounded,
         };
         let table = self.0.table(spec).await.map_err(named)?;
-        let schema = table
-            .schema
-            .clone()
-            .unwrap_or_else(|| Arc::new(Schema::empty()));
-        Ok(Arc::new(Table {
+        Ok(Arc::new(Table::new(
             name,
-            connector: self.0.name(),
-            schema,
+            self.0.name(),
             table,
-            unbounded: command.unbounded,
-        }))
+            command.unbounded,
+        )))
     }
 }

@@ -1,5 +1,6 @@
 //! One folder for each source. What they have in common is in [`crate::connector`].
 
+pub mod files;
 pub mod generator;
 pub mod postgres;
 pub mod kafka;

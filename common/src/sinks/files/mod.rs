@@ -1,0 +1,255 @@
+//! The sink of files: writers stage one file a task, the committer renames them into place.
+//!
+//! ```text
+//! <location>/part-00000-<run>.parquet          what readers see
+//! <location>/_essaim_staging/<run>/<uuid>.…    written, not yet committed
+//! <location>/_essaim_staging/<run>/manifest    what a commit renames and deletes: the moment it is decided
+//! <location>/_essaim_commits/<job>_<query>     the generation that writes and the last epoch committed
+//! ```
+
+mod committer;
+mod writer;
+
+pub use writer::FileWriter;
+
+use crate::connector::{PlannedSink, Sink, SinkRun};
+use crate::error::{Error, Result};
+use crate::object_stores;
+use crate::options::Options;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use committer::FileCommitter;
+use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
+use datafusion::parquet::basic::{Compression, GzipLevel, ZstdLevel};
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A file format that is read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    Parquet,
+    Csv,
+    /// One object a line.
+    Json,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Parquet, Self::Csv, Self::Json];
+
+    /// The word after STORED AS.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Parquet => "PARQUET",
+            Self::Csv => "CSV",
+            Self::Json => "JSON",
+        }
+    }
+}
+
+/// How rows become bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Layout {
+    format: Format,
+    /// The codec's name as in OPTIONS, lower case; `None` for the format's own habit.
+    compression: Option<String>,
+    /// CSV: whether the first line names the columns.
+    has_header: bool,
+    /// CSV: the byte between two fields.
+    delimiter: u8,
+}
+
+impl Layout {
+    /// Takes the options that reading and writing share.
+    ///
+    /// # Errors
+    /// An unknown codec, a delimiter of several bytes.
+    pub fn new(format: Format, options: &mut Options) -> Result<Self> {
+        let mut layout = Self {
+            format,
+            compression: options
+                .text("compression")
+                .map(|name| name.to_ascii_lowercase()),
+            has_header: true,
+            delimiter: b',',
+        };
+        match format {
+            Format::Parquet => layout.parquet_compression().map(drop),
+            Format::Csv | Format::Json => layout.text_compression().map(drop),
+        }
+        .map_err(|e| options.error(e))?;
+        if format == Format::Csv {
+            layout.has_header = options.parsed("has_header")?.unwrap_or(true);
+            if let Some(delimiter) = options.text("delimiter") {
+                layout.delimiter = match delimiter.as_bytes() {
+                    [byte] => *byte,
+                    b"\\t" => b'\t',
+                    _ => {
+                        return Err(options.error(format!(
+                            "option delimiter '{delimiter}': write one ASCII character"
+                        )));
+                    }
+                };
+            }
+        }
+        Ok(layout)
+    }
+
+    fn parquet_compression(&self) -> Result<Compression> {
+        let name = self.compression.as_deref().unwrap_or("zstd");
+        match name.split('(').next().unwrap_or_default() {
+            "uncompressed" => Ok(Compression::UNCOMPRESSED),
+            "snappy" => Ok(Compression::SNAPPY),
+            "gzip" => Ok(Compression::GZIP(GzipLevel::default())),
+            "lz4" | "lz4_raw" => Ok(Compression::LZ4_RAW),
+            // Level 1: what larger levels save is little against the time they take.
+            "zstd" => Ok(Compression::ZSTD(ZstdLevel::default())),
+            _ => Err(Error::invalid(format!(
+                "option compression '{name}': write 'zstd', 'snappy', 'lz4', 'gzip' or 'uncompressed'"
+            ))),
+        }
+    }
+
+    fn text_compression(&self) -> Result<FileCompressionType> {
+        let Some(name) = &self.compression else {
+            return Ok(FileCompressionType::UNCOMPRESSED);
+        };
+        FileCompressionType::from_str(name).map_err(|_| {
+            Error::invalid(format!(
+                "option compression '{name}': write 'gzip', 'zstd', 'bzip2', 'xz' or 'uncompressed'"
+            ))
+        })
+    }
+
+    /// What file names end with, e.g. `csv.gz`.
+    fn extension(&self) -> String {
+        let codec = match (self.format, self.compression.as_deref()) {
+            (Format::Parquet, _) => "",
+            (_, Some("gzip" | "gz")) => ".gz",
+            (_, Some("zstd" | "zst")) => ".zst",
+            (_, Some("bzip2" | "bz2")) => ".bz2",
+            (_, Some("xz")) => ".xz",
+            _ => "",
+        };
+        format!("{}{codec}", self.format.name().to_ascii_lowercase())
+    }
+
+    /// Whether a location that does not exist yet names one file rather than a folder.
+    pub fn names_file(&self, location: &str) -> bool {
+        location.ends_with(&format!(".{}", self.extension()))
+    }
+}
+
+/// Whether a reader of the folder sees the file: not in a folder of its own (unless `column=value`), and no part of
+/// its name hidden.
+pub fn is_visible(folder: &Path, file: &Path) -> bool {
+    let Some(names) = file.prefix_match(folder) else {
+        return false;
+    };
+    let mut plain = 0;
+    for name in names {
+        let name = name.as_ref();
+        if name.starts_with(['_', '.']) {
+            return false;
+        }
+        plain += usize::from(!name.contains('='));
+    }
+    plain == 1
+}
+
+/// The sink's half of a table of files.
+#[derive(Debug)]
+pub struct FileSink {
+    pub name: String,
+    /// A folder, or with `single_file` a file.
+    pub location: String,
+    pub layout: Layout,
+    /// Mode `overwrite`.
+    pub overwrite: bool,
+    /// All rows go to one file, which is the location itself.
+    pub single_file: bool,
+}
+
+#[async_trait]
+impl Sink for FileSink {
+    async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
+        let mut names = HashSet::new();
+        for field in input.fields() {
+            if !names.insert(field.name()) {
+                return Err(Error::invalid(format!(
+                    "two columns are named {}: name one of them otherwise with AS",
+                    field.name()
+                )));
+            }
+            if self.layout.format == Format::Csv && field.data_type().is_nested() {
+                return Err(Error::invalid(format!(
+                    "CSV cannot hold column {} of type {}: use STORED AS PARQUET or JSON, or take its fields apart",
+                    field.name(),
+                    field.data_type()
+                )));
+            }
+        }
+        let (store, path) = object_stores::open(&self.location)?;
+        let folder = if self.single_file {
+            parent(&path)
+        } else {
+            path.clone()
+        };
+        let url = object_stores::parse(&self.location)?;
+        let base = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
+        let staging = folder
+            .clone()
+            .join("_essaim_staging")
+            .join(run.staging_name());
+        let writer = FileWriter {
+            base,
+            staging: staging.to_string(),
+            layout: self.layout.clone(),
+        };
+        let overwrite = overwrite || self.overwrite;
+        let committer = FileCommitter::new(
+            store,
+            folder,
+            staging,
+            self.single_file.then_some(path),
+            overwrite,
+            run.clone(),
+            writer.clone(),
+            Arc::clone(input),
+        );
+        Ok(PlannedSink {
+            writer: Arc::new(writer),
+            committer: Arc::new(committer),
+        })
+    }
+
+    fn takes_one_writer(&self) -> bool {
+        self.single_file
+    }
+}
+
+fn parent(path: &Path) -> Path {
+    let mut parts: Vec<_> = path.parts().collect();
+    parts.pop();
+    Path::from_iter(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staged_and_hidden_files_are_not_visible() {
+        let folder = Path::from("data/out");
+        let visible = |file: &str| is_visible(&folder, &Path::from(file));
+        assert!(visible("data/out/part-00000.csv"));
+        assert!(visible("data/out/day=1/part-00000.csv"));
+        assert!(!visible("data/out/_essaim_staging/x/y.csv"));
+        assert!(!visible("data/out/.part.csv"));
+        assert!(!visible("data/out/sub/part-00000.csv"));
+        assert!(!visible("data/other/part-00000.csv"));
+    }
+}

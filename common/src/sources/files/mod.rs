@@ -1,0 +1,240 @@
+//! `STORED AS PARQUET | CSV | JSON`: DataFusion reads the files, Essaim's own sink writes them.
+
+use crate::connector::{Connector, ConnectorTable, Sink, SinkWriter, TableSpec};
+use crate::error::{Error, Result as EssaimResult};
+use crate::object_stores;
+use crate::options::Options;
+use crate::secret::Secret;
+use crate::sinks::files::{FileSink, FileWriter, Format, Layout};
+use crate::table::{Table, insert};
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{ScanArgs, ScanResult, Session, TableProvider, TableProviderFactory};
+use datafusion::common::{Constraints, Result, Statistics};
+use datafusion::datasource::listing_table_factory::ListingTableFactory;
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use std::sync::Arc;
+
+/// The name under which the writers of all three formats travel.
+const NAME: &str = "FILES";
+
+/// Reads the writers back. Its tables come from [`FileTableFactory`], which needs DataFusion's session.
+#[derive(Debug)]
+pub struct Files;
+
+#[async_trait]
+impl Connector for Files {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn table(&self, spec: TableSpec) -> EssaimResult<ConnectorTable> {
+        Err(spec
+            .options
+            .error("write STORED AS PARQUET, CSV or JSON instead of FILES"))
+    }
+
+    fn writer(&self, encoded: &[u8]) -> EssaimResult<Arc<dyn SinkWriter>> {
+        Ok(Arc::new(FileWriter::decode(encoded)?))
+    }
+}
+
+/// Makes the tables of one format: DataFusion's where there are files or declared columns, else one that takes its
+/// columns from the first INSERT.
+#[derive(Debug)]
+pub struct FileTableFactory(pub Format);
+
+#[async_trait]
+impl TableProviderFactory for FileTableFactory {
+    async fn create(
+        &self,
+        state: &dyn Session,
+        command: &CreateExternalTable,
+    ) -> Result<Arc<dyn TableProvider>> {
+        let name = command.name.table().to_owned();
+        let mut command = command.clone();
+        for location in &mut command.locations {
+            let filled = Secret::expand(location).map_err(|e| e.context(format!("table {name}")))?;
+            *location = filled.expose().to_owned();
+        }
+        let mut ours = Options::new(&name, &command.options)?;
+        for (option, value) in &mut command.options {
+            let filled = Secret::expand(value)
+                .map_err(|e| e.context(format!("table {name}, option {option}")))?;
+            *value = filled.expose().to_owned();
+        }
+        let overwrite = ours.one_of("mode", &[("append", false), ("overwrite", true)])?;
+        let single_file: Option<bool> = ours.parsed("single_file")?;
+        command.options.retain(|option, _| {
+            let option = option.strip_prefix("format.").unwrap_or(option);
+            !option.eq_ignore_ascii_case("mode") && !option.eq_ignore_ascii_case("single_file")
+        });
+        let layout = Layout::new(self.0, &mut ours)?;
+
+        // A list of files, or a pattern, is only read.
+        let location = match command.locations.as_mut_slice() {
+            [location] if !location.contains(['*', '?', '[']) => location,
+            _ => return self.listing(state, &command, name, None).await,
+        };
+        let place = Place::find(location).await?;
+        let single_file = single_file.unwrap_or(!place.is_folder && layout.names_file(location));
+        if !single_file && !location.ends_with('/') && !place.is_file {
+            location.push('/');
+        }
+        let sink = Arc::new(FileSink {
+            name: name.clone(),
+            location: location.clone(),
+            layout,
+            overwrite,
+            single_file: single_file || place.is_file,
+        });
+        if place.is_file || place.is_folder || !command.schema.fields().is_empty() {
+            return self.listing(state, &command, name, Some(sink)).await;
+        }
+        // There is nothing for DataFusion to check the options against.
+        ours.finish()?;
+        let table = ConnectorTable {
+            schema: None,
+            source: None,
+            sink: Some(sink),
+        };
+        Ok(Arc::new(Table::new(name, NAME, table, command.unbounded)))
+    }
+}
+
+impl FileTableFactory {
+    async fn listing(
+        &self,
+        state: &dyn Session,
+        command: &CreateExternalTable,
+        name: String,
+        sink: Option<Arc<FileSink>>,
+    ) -> Result<Arc<dyn TableProvider>> {
+        let listing = ListingTableFactory::new()
+            .create(state, command)
+            .await
+            .map_err(|e| Error::from(e).context(format!("table {name}")))?;
+        Ok(Arc::new(FileTable {
+            name,
+            listing,
+            sink,
+        }))
+    }
+}
+
+/// What is at a location.
+struct Place {
+    is_file: bool,
+    /// There are files below it.
+    is_folder: bool,
+}
+
+impl Place {
+    async fn find(location: &str) -> EssaimResult<Self> {
+        let (store, path) = object_stores::open(location)?;
+        let is_file = !location.ends_with('/')
+            && match store.head(&path).await {
+                Ok(_) => true,
+                Err(object_store::Error::NotFound { .. }) => false,
+                Err(error) => return Err(object_stores::failed(location, &error)),
+            };
+        let is_folder = !is_file && has_files(store.as_ref(), &path, location).await?;
+        Ok(Self { is_file, is_folder })
+    }
+}
+
+async fn has_files(store: &dyn ObjectStore, path: &Path, location: &str) -> EssaimResult<bool> {
+    let mut files = store.list(Some(path));
+    while let Some(file) = files
+        .try_next()
+        .await
+        .map_err(|e| object_stores::failed(location, &e))?
+    {
+        if crate::sinks::files::is_visible(path, &file.location) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// DataFusion's table of files, but written by a sink that commits.
+#[derive(Debug)]
+struct FileTable {
+    name: String,
+    listing: Arc<dyn TableProvider>,
+    /// `None` for a pattern or a list of files.
+    sink: Option<Arc<FileSink>>,
+}
+
+#[async_trait]
+impl TableProvider for FileTable {
+    fn schema(&self) -> SchemaRef {
+        self.listing.schema()
+    }
+
+    fn constraints(&self) -> Option<&Constraints> {
+        self.listing.constraints()
+    }
+
+    fn table_type(&self) -> TableType {
+        self.listing.table_type()
+    }
+
+    fn get_table_definition(&self) -> Option<&str> {
+        self.listing.get_table_definition()
+    }
+
+    fn get_column_default(&self, column: &str) -> Option<&Expr> {
+        self.listing.get_column_default(column)
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        self.listing.scan(state, projection, filters, limit).await
+    }
+
+    async fn scan_with_args<'a>(
+        &self,
+        state: &dyn Session,
+        args: ScanArgs<'a>,
+    ) -> Result<ScanResult> {
+        self.listing.scan_with_args(state, args).await
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        self.listing.supports_filters_pushdown(filters)
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        self.listing.statistics()
+    }
+
+    async fn insert_into(
+        &self,
+        state: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        insert_op: InsertOp,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(sink) = &self.sink else {
+            return Err(Error::invalid(format!(
+                "table {} cannot be written: its LOCATION is a pattern or a list; name one folder or file",
+                self.name
+            ))
+            .into());
+        };
+        let sink = Arc::clone(sink) as Arc<dyn Sink>;
+        insert(&self.name, NAME, &sink, state, input, insert_op).await
+    }
+}
