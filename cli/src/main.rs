@@ -1,2 +1,132 @@
-//! stub
-fn main() {}
+//! The command line: one binary that is a master, a worker, a whole cluster or a client.
+
+mod client;
+#[cfg(test)]
+mod fake;
+mod job_json;
+mod job_text;
+mod jobs;
+mod logging;
+mod progress;
+mod serve;
+mod sql;
+mod text;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+// Decodes and aggregates faster than the system's allocator and gives memory back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    it worked
+  1    the job or query failed or was cancelled
+  2    wrong usage
+  3    the master cannot be reached
+  4    the master refused the request: invalid SQL, no such job
+  130  interrupted";
+
+/// SQL over Kafka, Postgres and files, on one master and many workers.
+#[derive(Debug, Parser)]
+#[command(name = "essaim", version = essaim_proto::VERSION, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a master: it plans jobs and hands their tasks to workers.
+    Master(serve::MasterArgs),
+    /// Run a worker: it does the tasks that the master hands out.
+    Worker(serve::WorkerArgs),
+    /// Run a master and workers in this process, and SQL on them.
+    #[command(after_help = EXIT_CODES)]
+    Local(serve::LocalArgs),
+    /// Run SQL: one statement, a file, or a shell.
+    #[command(after_help = EXIT_CODES)]
+    Sql(sql::SqlArgs),
+    /// Hand a job file to the master and print the job's id.
+    #[command(after_help = EXIT_CODES)]
+    Submit(jobs::SubmitArgs),
+    /// List the jobs, newest first.
+    #[command(after_help = EXIT_CODES)]
+    Jobs(jobs::JobsArgs),
+    /// Show a job: its queries, stages and the attempts that failed.
+    #[command(after_help = EXIT_CODES)]
+    Status(jobs::StatusArgs),
+    /// End a job.
+    #[command(after_help = EXIT_CODES)]
+    Cancel(jobs::CancelArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init(&cli.command.logging());
+    let done = runtime(&cli.command)
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(cli.command.run()));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => client::report(&error),
+    }
+}
+
+/// A server uses all cores; a client only waits for one.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if !command.is_server() {
+        builder.worker_threads(1);
+    }
+    builder.enable_all().build()
+}
+
+impl Command {
+    fn is_server(&self) -> bool {
+        matches!(self, Self::Master(_) | Self::Worker(_) | Self::Local(_))
+    }
+
+    fn logging(&self) -> logging::Logging {
+        match self {
+            Self::Master(args) => args.logging(),
+            Self::Worker(args) => args.logging(),
+            _ => logging::Logging::QUIET,
+        }
+    }
+
+    async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Master(args) => serve::master(args).await,
+            Self::Worker(args) => serve::worker(args).await,
+            // These two look after Ctrl-C themselves: a shell goes on after it.
+            Self::Local(args) => serve::local(args).await,
+            Self::Sql(args) => sql::run(args).await,
+            Self::Submit(args) => jobs::submit(args).await,
+            Self::Jobs(args) => client::interruptible(jobs::list(args)).await,
+            Self::Status(args) => client::interruptible(jobs::status(args)).await,
+            Self::Cancel(args) => client::interruptible(jobs::cancel(args)).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn memory_is_given_with_a_unit() {
+        let cli = Cli::try_parse_from(["essaim", "master", "--memory", "512MiB"]).unwrap();
+        let Command::Master(args) = cli.command else {
+            panic!("not a master");
+        };
+        assert_eq!(args.config().memory_bytes, 512 << 20);
+    }
+}

@@ -1,0 +1,239 @@
+//! Jobs as text for people.
+
+use crate::job_json::state;
+use crate::text::{one_line, rfc3339};
+use comfy_table::{CellAlignment, Table, presets};
+use essaim_proto::v1::{Job, QueryStatus, StageStatus, TaskAttempt};
+use indicatif::{HumanBytes, HumanCount};
+use std::collections::BTreeMap;
+
+/// All jobs, one a line.
+pub fn table(jobs: &[Job]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header([
+        "JOB",
+        "NAME",
+        "STATE",
+        "SUBMITTED",
+        "SECONDS",
+        "MESSAGE",
+    ]);
+    if let Some(column) = table.column_mut(4) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for job in jobs {
+        table.add_row([
+            job.id.clone(),
+            one_line(&job.name),
+            state(job.state()),
+            rfc3339(job.submitted_ms).unwrap_or_default(),
+            seconds(job).map(|s| format!("{s:.1}")).unwrap_or_default(),
+            one_line(&job.message),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// How a job ended, in one line.
+pub fn outcome(job: &Job) -> String {
+    let rows: u64 = job.queries.iter().map(|query| query.rows_out).sum();
+    let took = seconds(job)
+        .map(|s| format!(" in {s:.1} s"))
+        .unwrap_or_default();
+    format!(
+        "{}{took}: {} rows out",
+        state(job.state()),
+        HumanCount(rows)
+    )
+}
+
+/// A job with its queries, their stages, and the attempts that did not succeed.
+pub fn status(job: &Job) -> String {
+    let mut lines = vec![format!("job:        {}", job.id)];
+    let mut field = |name: &str, value: String| {
+        if !value.is_empty() {
+            lines.push(format!("{:<11} {value}", format!("{name}:")));
+        }
+    };
+    if job.name != job.id {
+        field("name", one_line(&job.name));
+    }
+    field("state", state(job.state()));
+    field("message", one_line(&job.message));
+    field("submitted", rfc3339(job.submitted_ms).unwrap_or_default());
+    field("started", rfc3339(job.started_ms).unwrap_or_default());
+    field("ended", rfc3339(job.ended_ms).unwrap_or_default());
+    if job.generation > 1 {
+        field("starts", job.generation.to_string());
+    }
+    for query in &job.queries {
+        lines.push(String::new());
+        query_lines(query, &mut lines);
+    }
+    lines.join("\n")
+}
+
+fn query_lines(query: &QueryStatus, lines: &mut Vec<String>) {
+    let target = match query.sink.as_str() {
+        "" => "client",
+        sink => sink,
+    };
+    let mut line = format!(
+        "query {} -> {}: {} rows out, {}",
+        query.index,
+        one_line(target),
+        HumanCount(query.rows_out),
+        if query.done { "done" } else { "not done" },
+    );
+    if !query.execution.is_empty() {
+        line.push_str(&format!(", run as {}", query.execution));
+    }
+    if query.retries > 0 {
+        line.push_str(&format!(", started again {} times", query.retries));
+    }
+    lines.push(line);
+    for stage in &query.stages {
+        stage_lines(stage, lines);
+    }
+}
+
+fn stage_lines(stage: &StageStatus, lines: &mut Vec<String>) {
+    let mut line = format!(
+        "  stage {}: {}/{} tasks done",
+        stage.id, stage.tasks_done, stage.tasks
+    );
+    if stage.tasks_running > 0 {
+        line.push_str(&format!(", {} running", stage.tasks_running));
+    }
+    line.push_str(&format!(
+        ", {} rows read ({})",
+        HumanCount(stage.rows_in),
+        HumanBytes(stage.bytes_in)
+    ));
+    line.push_str(&format!(
+        ", {} skipped, {} dead-lettered",
+        HumanCount(stage.records_skipped),
+        HumanCount(stage.records_dead_lettered)
+    ));
+    lines.push(line);
+    let mut per_worker: BTreeMap<&str, u64> = BTreeMap::new();
+    for attempt in stage.attempts.iter().filter(|a| a.outcome == "succeeded") {
+        *per_worker.entry(&attempt.worker).or_default() += 1;
+    }
+    if !per_worker.is_empty() {
+        let counts: Vec<String> = per_worker
+            .iter()
+            .map(|(worker, tasks)| format!("{worker} {tasks}"))
+            .collect();
+        lines.push(format!("    tasks per worker: {}", counts.join(", ")));
+    }
+    let unsuccessful = |a: &&TaskAttempt| !matches!(a.outcome.as_str(), "succeeded" | "running");
+    for attempt in stage.attempts.iter().filter(unsuccessful) {
+        lines.push(attempt_line(attempt));
+    }
+}
+
+fn attempt_line(attempt: &TaskAttempt) -> String {
+    let mut line = format!(
+        "    task {}, attempt {} on {}: {}",
+        attempt.task, attempt.attempt, attempt.worker, attempt.outcome
+    );
+    if !attempt.reason.is_empty() {
+        line.push_str(&format!(": {}", one_line(&attempt.reason)));
+    }
+    if !attempt.split.is_empty() {
+        line.push_str(&format!(" ({})", one_line(&attempt.split)));
+    }
+    line
+}
+
+/// How long the job ran, once it has ended.
+fn seconds(job: &Job) -> Option<f64> {
+    (job.started_ms > 0 && job.ended_ms > 0)
+        .then(|| (job.ended_ms - job.started_ms) as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use essaim_proto::v1::JobState;
+
+    fn attempt(task: u32, attempt: u32, worker: &str, outcome: &str) -> TaskAttempt {
+        TaskAttempt {
+            task,
+            attempt,
+            worker: worker.into(),
+            outcome: outcome.into(),
+            ..TaskAttempt::default()
+        }
+    }
+
+    fn job() -> Job {
+        let lost = TaskAttempt {
+            reason: "its connection broke".into(),
+            split: "toots[1] 0..9".into(),
+            ..attempt(1, 1, "w1", "lost")
+        };
+        Job {
+            id: "0190".into(),
+            name: "toots".into(),
+            state: JobState::Succeeded.into(),
+            submitted_ms: 1_700_000_000_000,
+            started_ms: 1_700_000_000_500,
+            ended_ms: 1_700_000_002_000,
+            generation: 1,
+            queries: vec![QueryStatus {
+                sink: "per_minute".into(),
+                execution: "tasks".into(),
+                rows_out: 1234,
+                done: true,
+                stages: vec![StageStatus {
+                    tasks: 2,
+                    tasks_done: 2,
+                    rows_in: 1_000_000,
+                    bytes_in: 2048,
+                    records_skipped: 3,
+                    attempts: vec![
+                        attempt(0, 1, "w1", "succeeded"),
+                        lost,
+                        attempt(1, 2, "w2", "succeeded"),
+                    ],
+                    ..StageStatus::default()
+                }],
+                ..QueryStatus::default()
+            }],
+            ..Job::default()
+        }
+    }
+
+    #[test]
+    fn a_status_tells_which_attempt_failed_where_and_why() {
+        assert_eq!(
+            status(&job()),
+            "\
+job:        0190
+name:       toots
+state:      succeeded
+submitted:  2023-11-14T22:13:20.000Z
+started:    2023-11-14T22:13:20.500Z
+ended:      2023-11-14T22:13:22.000Z
+
+query 0 -> per_minute: 1,234 rows out, done, run as tasks
+  stage 0: 2/2 tasks done, 1,000,000 rows read (2.00 KiB), 3 skipped, 0 dead-lettered
+    tasks per worker: w1 1, w2 1
+    task 1, attempt 1 on w1: lost: its connection broke (toots[1] 0..9)"
+        );
+        assert_eq!(outcome(&job()), "succeeded in 1.5 s: 1,234 rows out");
+    }
+
+    #[test]
+    fn a_list_has_one_line_a_job() {
+        let text = table(&[job()]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(
+            lines[1].contains("0190") && lines[1].contains("1.5"),
+            "{text}"
+        );
+    }
+}

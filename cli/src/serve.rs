@@ -1,0 +1,257 @@
+//! The servers: a master, a worker, or a whole cluster in this process.
+
+use crate::logging::{LogFormat, Logging};
+use crate::sql;
+use anyhow::Result;
+use essaim_master::{Master, MasterConfig};
+use essaim_worker::{Worker, WorkerConfig};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+const SERVER_FILTER: &str = "info";
+
+#[derive(Debug, clap::Args)]
+pub struct MasterArgs {
+    /// Where clients and workers connect (gRPC). Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7077")]
+    listen: SocketAddr,
+    /// Where /healthz, /readyz and /api/v1 are served. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    http: SocketAddr,
+    /// Where jobs are kept: a folder or an object store's URL.
+    #[arg(long, value_name = "URL", default_value_t = MasterConfig::default().state_dir)]
+    state_dir: String,
+    /// What the master's own operators may hold in memory.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    memory: ByteSize,
+    /// How log lines are written to standard error; ESSAIM_LOG filters them.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+impl MasterArgs {
+    /// What the master logs.
+    pub fn logging(&self) -> Logging {
+        Logging {
+            format: self.log_format,
+            default_filter: SERVER_FILTER,
+        }
+    }
+
+    /// The master that these flags describe.
+    pub fn config(&self) -> MasterConfig {
+        MasterConfig {
+            listen: self.listen,
+            http: Some(self.http),
+            state_dir: self.state_dir.clone(),
+            memory_bytes: self.memory.0,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct WorkerArgs {
+    /// The master to work for.
+    #[arg(long, env = "ESSAIM_MASTER", value_name = "URL", default_value = crate::client::DEFAULT_MASTER)]
+    master: String,
+    /// Where the master and other workers connect (gRPC). Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7078")]
+    listen: SocketAddr,
+    /// The URL under which others reach this worker, if not by the address it listens on.
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// Tasks at a time [default: one a core].
+    #[arg(long, value_name = "N")]
+    slots: Option<NonZeroUsize>,
+    /// What all tasks together may hold in memory before they spill to disk.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    memory: ByteSize,
+    /// How log lines are written to standard error; ESSAIM_LOG filters them.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+impl WorkerArgs {
+    /// What the worker logs.
+    pub fn logging(&self) -> Logging {
+        Logging {
+            format: self.log_format,
+            default_filter: SERVER_FILTER,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct LocalArgs {
+    /// Workers in this process.
+    #[arg(long, value_name = "N", default_value = "2")]
+    workers: NonZeroUsize,
+    /// Tasks at a time, on each worker [default: the cores shared out].
+    #[arg(long, value_name = "N")]
+    slots: Option<NonZeroUsize>,
+    #[command(flatten)]
+    input: sql::Input,
+}
+
+/// Runs a master until SIGTERM or SIGINT.
+///
+/// # Errors
+/// An address that is taken, a state dir that cannot be opened.
+pub async fn master(args: MasterArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let master = Master::start(args.config()).await?;
+    match master.http_address() {
+        Some(http) => announce(&format!("grpc {} http {http}", master.address()))?,
+        None => announce(&format!("grpc {}", master.address()))?,
+    }
+    signals.next().await;
+    tracing::info!("stopping; a second signal ends the process at once");
+    tokio::select! {
+        () = master.stop() => {}
+        () = signals.next() => tracing::warn!("stopped at once"),
+    }
+    Ok(())
+}
+
+/// Runs a worker until SIGTERM or SIGINT, then drains it.
+///
+/// # Errors
+/// An address that is taken, a master that refuses this worker.
+pub async fn worker(args: WorkerArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let config = WorkerConfig {
+        master: args.master,
+        listen: args.listen,
+        advertise: args.advertise,
+        slots: args.slots.map_or_else(cores, NonZeroUsize::get),
+        memory_bytes: args.memory.0,
+    };
+    // Registration may take as long as the master is away: a signal ends that too.
+    let worker = tokio::select! {
+        worker = Worker::start(config) => worker?,
+        () = signals.next() => return Ok(()),
+    };
+    announce(&worker.address().to_string())?;
+    signals.next().await;
+    tracing::info!("draining; a second signal ends the process at once");
+    tokio::select! {
+        () = worker.drain() => {}
+        () = signals.next() => tracing::warn!("stopped at once: running tasks are lost"),
+    }
+    Ok(())
+}
+
+/// Runs a cluster in this process for as long as its SQL takes.
+///
+/// # Errors
+/// What the SQL ends with.
+pub async fn local(args: LocalArgs) -> Result<()> {
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let state = tempfile::Builder::new().prefix("essaim-").tempdir()?;
+    let master = Master::start(MasterConfig {
+        listen: loopback,
+        http: None,
+        state_dir: state.path().to_string_lossy().into_owned(),
+        ..MasterConfig::default()
+    })
+    .await?;
+    let address = format!("http://{}", master.address());
+    let slots = args
+        .slots
+        .map_or_else(|| (cores() / args.workers).max(1), NonZeroUsize::get);
+    let start = |_| {
+        Worker::start(WorkerConfig {
+            master: address.clone(),
+            listen: loopback,
+            advertise: None,
+            slots,
+            ..WorkerConfig::default()
+        })
+    };
+    let workers = futures::future::try_join_all((0..args.workers.get()).map(start)).await?;
+    let greeting = format!(
+        "a master at {address} and {} workers of {slots} slots in this process",
+        workers.len()
+    );
+    let done = sql::run_at(&address, args.input, &greeting).await;
+    futures::future::join_all(workers.into_iter().map(Worker::drain)).await;
+    master.stop().await;
+    done
+}
+
+/// One line on standard output, so that whoever asked for port 0 learns the address.
+fn announce(address: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening on {address}")?;
+    out.flush()
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// SIGTERM and SIGINT as one stream.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A number of bytes as people write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ByteSize(u64);
+
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("'{text}' is no size: write a whole number and MiB or GiB, e.g. 2GiB");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+        let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kib" => 1 << 10,
+            "mib" => 1 << 20,
+            "gib" => 1 << 30,
+            "tib" => 1 << 40,
+            _ => return Err(wrong()),
+        };
+        match number.checked_mul(unit) {
+            Some(bytes) if bytes > 0 => Ok(Self(bytes)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!("2GiB".parse(), Ok(ByteSize(2 << 30)));
+        assert_eq!("512 mib".parse(), Ok(ByteSize(512 << 20)));
+        assert_eq!("1024".parse(), Ok(ByteSize(1024)));
+        for wrong in ["", "GiB", "2GB", "-1", "0", "99999999999TiB", "1.5GiB"] {
+            assert!(wrong.parse::<ByteSize>().is_err(), "{wrong}");
+        }
+    }
+}
