@@ -9,7 +9,7 @@ use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{
     CancelRequest, GetRequest, Job, JobState, ListRequest, QueryRequest, SubmitRequest,
-    WatchRequest,
+    TaskAttempt, WatchRequest,
 };
 use std::time::Duration;
 use tokio::sync::watch;
@@ -217,6 +217,20 @@ pub fn tasks(job: &Job) -> (u32, u32) {
         stages().map(|stage| stage.tasks_running).sum(),
         stages().map(|stage| stage.tasks_done).sum(),
     )
+}
+
+/// All attempts of a job's tasks, each with its query, stage and task.
+pub fn attempts(job: &Job) -> Vec<((u32, u32, u32), &TaskAttempt)> {
+    let stages = job.queries.iter().flat_map(|query| {
+        let stages = query.stages.iter();
+        stages.map(move |stage| (query.index, stage))
+    });
+    stages
+        .flat_map(|(query, stage)| {
+            let attempts = stage.attempts.iter();
+            attempts.map(move |attempt| ((query, stage.id, attempt.task), attempt))
+        })
+        .collect()
 }
 
 /// A query on its way. Dropping it ends the call, and so the query.

@@ -256,8 +256,8 @@ impl Cluster {
             .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
             .with_context(|| format!("the master's first line is {line:?}"))?;
         self.master = Some(process);
-        let ready = async || Ok((self.http_get("/readyz").await?.0 == 200).then_some(()));
-        wait_for("the master to be ready", SOON, ready).await
+        let healthy = async || Ok((self.http_get("/healthz").await?.0 == 200).then_some(()));
+        wait_for("the master to answer", SOON, healthy).await
     }
 
     /// Kills the master with SIGKILL.
@@ -309,6 +309,14 @@ impl Cluster {
     /// It has ended already.
     pub fn stop_worker(&self, index: usize) -> Result<()> {
         self.worker_process(index)?.signal(Signal::SIGTERM)
+    }
+
+    /// Stops a worker in its tracks (SIGSTOP): it is there, and says nothing more.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn freeze_worker(&self, index: usize) -> Result<()> {
+        self.worker_process(index)?.signal(Signal::SIGSTOP)
     }
 
     /// Waits until a worker has ended by itself.

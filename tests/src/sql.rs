@@ -8,6 +8,13 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 /// A row, each value as text.
 pub type Row = Vec<Option<String>>;
 
+/// A statement that declares a table `name` of the numbers from 0 to `rows`, exclusive, in its column `value`.
+pub fn numbers(name: &str, rows: u64) -> String {
+    format!(
+        "CREATE EXTERNAL TABLE {name} STORED AS GENERATOR LOCATION 'numbers' OPTIONS (number_of_rows '{rows}');\n"
+    )
+}
+
 /// All rows as text, in order.
 ///
 /// # Errors
