@@ -1,0 +1,449 @@
+//! A cluster of real processes: `essaim master` and `essaim worker`s, killed when the test ends, however it ends.
+
+use crate::client::Client;
+use crate::{SOON, unique, wait_for};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+
+/// The memory of a worker unless the test says otherwise.
+const MEMORY: &str = "768MiB";
+
+/// The binary under test: `essaim` in the folder that holds `deps/` with this test.
+///
+/// # Errors
+/// It is not there; the message says how to build it.
+pub fn binary() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let target = test
+        .parent()
+        .and_then(Path::parent)
+        .with_context(|| format!("{} is in no target folder", test.display()))?;
+    let binary = target.join("essaim");
+    ensure!(
+        binary.is_file(),
+        "{} is missing: build it with `cargo build -p essaim`, or run the tests with `make test`",
+        binary.display()
+    );
+    Ok(binary)
+}
+
+/// A child that dies with its owner: when it is dropped, and when this process ends in whatever way.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    /// A shell that waits for the end of its standard input, held open by us, and then kills the child.
+    guard: Child,
+    /// What it writes on standard output.
+    stdout: PathBuf,
+    /// Its log, from standard error.
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; its output goes to files in `dir`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
+        let stdout = dir.join(format!("{name}.out"));
+        let log = dir.join(format!("{name}.log"));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout)?)
+            .stderr(File::create(&log)?)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let guard = Command::new("sh")
+            .args(["-c", "cat >/dev/null; kill -9 \"$0\""])
+            .arg(child.id().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            guard,
+            stdout,
+            log,
+        })
+    }
+
+    /// The first line that it wrote on standard output.
+    async fn first_line(&mut self) -> Result<String> {
+        let (stdout, log, name) = (self.stdout.clone(), self.log.clone(), self.name.clone());
+        let child = &mut self.child;
+        let mut ended = None;
+        let line = wait_for(&format!("{name}'s first line"), SOON, async || {
+            let text = std::fs::read_to_string(&stdout)?;
+            if let Some((line, _)) = text.split_once('\n') {
+                return Ok(Some(Some(line.to_owned())));
+            }
+            ended = child.try_wait()?;
+            Ok(ended.map(|_| None))
+        })
+        .await;
+        match line {
+            Ok(Some(line)) => Ok(line),
+            Ok(None) => Err(anyhow!("{name} ended with {ended:?}")),
+            Err(error) => Err(error),
+        }
+        .with_context(|| format!("its log ends with:\n{}", tail(&log)))
+    }
+
+    /// The operating system's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, signal).with_context(|| format!("{} to {}", signal, self.name))
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// It has not within `deadline`.
+    pub async fn ended(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        wait_for(&format!("the end of {}", self.name), deadline, async || {
+            Ok(child.try_wait()?)
+        })
+        .await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The guard first, so that it cannot kill whoever gets the pid next. Both may have ended already.
+        for child in [&mut self.guard, &mut self.child] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The last lines of a log.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+/// One worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// The id under which it registered.
+    pub id: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Gone once it was killed or stopped.
+    process: Option<Process>,
+}
+
+/// A master and its workers, on ports that the system chose.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    master: Option<Process>,
+    masters_started: usize,
+    workers: Vec<Worker>,
+}
+
+impl Cluster {
+    /// Starts a master and `workers` workers with `slots` slots each, all registered on return.
+    ///
+    /// # Errors
+    /// The binary is missing, or a process does not come up.
+    pub async fn start(workers: usize, slots: usize) -> Result<Self> {
+        let dir = logs()?.join(unique("cluster"));
+        std::fs::create_dir_all(dir.join("state"))?;
+        std::fs::create_dir_all(dir.join("tmp"))?;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut cluster = Self {
+            dir,
+            grpc: any,
+            http: any,
+            master: None,
+            masters_started: 0,
+            workers: Vec::new(),
+        };
+        cluster.show_logs();
+        cluster.restart_master().await?;
+        for _ in 0..workers {
+            cluster.add_worker(slots, MEMORY).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Says where the logs are; the test runner shows it when the test fails.
+    pub fn show_logs(&self) {
+        eprintln!("logs of this test's cluster: {}", self.dir.display());
+    }
+
+    /// Where the master serves gRPC, as a URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    /// A folder of this cluster's own, e.g. for job files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The workers, in the order in which they were started, dead ones among them.
+    pub fn workers(&self) -> &[Worker] {
+        &self.workers
+    }
+
+    /// The ids of the living processes: the master's, then the workers'.
+    pub fn pids(&self) -> Vec<u32> {
+        let workers = self.workers.iter().map(|worker| worker.process.as_ref());
+        std::iter::once(self.master.as_ref())
+            .chain(workers)
+            .flatten()
+            .map(Process::pid)
+            .collect()
+    }
+
+    fn command(&self, role: &str) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.arg(role).env("TMPDIR", self.dir.join("tmp"));
+        Ok(command)
+    }
+
+    /// Starts the master, at the same ports and with the same state as before if there was one.
+    ///
+    /// # Errors
+    /// It does not come up; the end of its log is in the message.
+    pub async fn restart_master(&mut self) -> Result<()> {
+        self.kill_master();
+        let state = url::Url::from_directory_path(self.dir.join("state"))
+            .map_err(|()| anyhow!("{} is no absolute path", self.dir.display()))?;
+        let mut command = self.command("master")?;
+        command
+            .args(["--listen", &self.grpc.to_string()])
+            .args(["--http", &self.http.to_string()])
+            .args(["--state-dir", state.as_str()]);
+        self.masters_started += 1;
+        let name = format!("master-{}", self.masters_started);
+        let mut process = Process::spawn(&name, command, &self.dir)?;
+        let line = process.first_line().await?;
+        (self.grpc, self.http) = line
+            .strip_prefix("listening on grpc ")
+            .and_then(|rest| rest.split_once(" http "))
+            .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
+            .with_context(|| format!("the master's first line is {line:?}"))?;
+        self.master = Some(process);
+        let healthy = async || Ok((self.http_get("/healthz").await?.0 == 200).then_some(()));
+        wait_for("the master to answer", SOON, healthy).await
+    }
+
+    /// Kills the master with SIGKILL.
+    pub fn kill_master(&mut self) {
+        self.master = None;
+    }
+
+    /// Starts one more worker and waits until it has registered. Returns its position.
+    ///
+    /// # Errors
+    /// It does not come up or does not register.
+    pub async fn add_worker(&mut self, slots: usize, memory: &str) -> Result<usize> {
+        let mut command = self.command("worker")?;
+        command
+            .args(["--master", &self.url()])
+            .args(["--listen", "127.0.0.1:0"])
+            .args(["--slots", &slots.to_string()])
+            .args(["--memory", memory]);
+        let name = format!("worker-{}", self.workers.len() + 1);
+        let mut process = Process::spawn(&name, command, &self.dir)?;
+        let line = process.first_line().await?;
+        let address = line
+            .strip_prefix("listening on ")
+            .and_then(|rest| rest.trim().parse().ok())
+            .with_context(|| format!("the worker's first line is {line:?}"))?;
+        let id = wait_for(&format!("{name} to register"), SOON, async || {
+            let registered = self.registered().await?;
+            let known = |id: &String| self.workers.iter().any(|worker| worker.id == *id);
+            Ok(registered.into_iter().find(|id| !known(id)))
+        })
+        .await
+        .with_context(|| format!("its log ends with:\n{}", tail(&process.log)))?;
+        self.workers.push(Worker {
+            id,
+            address,
+            process: Some(process),
+        });
+        Ok(self.workers.len() - 1)
+    }
+
+    /// Kills a worker with SIGKILL.
+    pub fn kill_worker(&mut self, index: usize) {
+        self.workers[index].process = None;
+    }
+
+    /// Asks a worker to stop (SIGTERM) without waiting for it.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn stop_worker(&self, index: usize) -> Result<()> {
+        self.worker_process(index)?.signal(Signal::SIGTERM)
+    }
+
+    /// Stops a worker in its tracks (SIGSTOP): it is there, and says nothing more.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn freeze_worker(&self, index: usize) -> Result<()> {
+        self.worker_process(index)?.signal(Signal::SIGSTOP)
+    }
+
+    /// Waits until a worker has ended by itself.
+    ///
+    /// # Errors
+    /// It has not within `deadline`.
+    pub async fn worker_ended(&mut self, index: usize, deadline: Duration) -> Result<ExitStatus> {
+        let process = self.workers[index].process.as_mut();
+        let status = process
+            .with_context(|| format!("worker {index} was killed before"))?
+            .ended(deadline)
+            .await?;
+        self.workers[index].process = None;
+        Ok(status)
+    }
+
+    fn worker_process(&self, index: usize) -> Result<&Process> {
+        self.workers[index]
+            .process
+            .as_ref()
+            .with_context(|| format!("worker {index} was killed before"))
+    }
+
+    /// Stops everything as an operator would (SIGTERM), workers first. Each must end with 0.
+    ///
+    /// # Errors
+    /// A process does not end, or with another code.
+    pub async fn stop(mut self) -> Result<()> {
+        let workers = self.workers.iter_mut().filter_map(|w| w.process.take());
+        let processes: Vec<_> = workers.chain(self.master.take()).collect();
+        for mut process in processes {
+            process.signal(Signal::SIGTERM)?;
+            let status = process.ended(SOON).await?;
+            ensure!(
+                status.success(),
+                "{} ended with {status}; its log ends with:\n{}",
+                process.name,
+                tail(&process.log)
+            );
+        }
+        Ok(())
+    }
+
+    /// A client of the master.
+    ///
+    /// # Errors
+    /// The master does not answer.
+    pub async fn client(&self) -> Result<Client> {
+        self.show_logs();
+        Client::connect(&self.url()).await
+    }
+
+    /// Status and body of a page of the master.
+    ///
+    /// # Errors
+    /// The master does not answer within five seconds, or not in HTTP.
+    pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.http).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await?;
+            anyhow::Ok(response)
+        };
+        let response = tokio::time::timeout(Duration::from_secs(5), exchange)
+            .await
+            .with_context(|| format!("GET {path}"))??;
+        let (head, body) = response
+            .split_once("\r\n\r\n")
+            .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// A page of the master as JSON.
+    ///
+    /// # Errors
+    /// Another status than 200, or no JSON.
+    pub async fn json(&self, path: &str) -> Result<Value> {
+        let (status, body) = self.http_get(path).await?;
+        if status != 200 {
+            bail!("GET {path}: {status}: {body}");
+        }
+        serde_json::from_str(&body).with_context(|| format!("GET {path}: {body:?}"))
+    }
+
+    /// The ids of the workers that the master knows.
+    ///
+    /// # Errors
+    /// Those of [`Self::json`].
+    pub async fn registered(&self) -> Result<Vec<String>> {
+        let page = self.json("/api/v1/cluster").await?;
+        let workers = page["workers"]
+            .as_array()
+            .with_context(|| format!("no workers in {page}"))?;
+        Ok(workers
+            .iter()
+            .filter_map(|worker| worker["id"].as_str())
+            .map(str::to_owned)
+            .collect())
+    }
+}
+
+/// The cluster that the tests of one file share: two workers with two slots each.
+///
+/// # Errors
+/// As [`Cluster::start`].
+pub async fn shared() -> Result<&'static Cluster> {
+    static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+    SHARED.get_or_try_init(|| Cluster::start(2, 2)).await
+}
+
+/// Where logs and state go. What runs of more than an hour ago left there is removed.
+fn logs() -> Result<PathBuf> {
+    let dir = std::env::temp_dir().join("essaim-tests");
+    std::fs::create_dir_all(&dir)?;
+    for entry in std::fs::read_dir(&dir)?.flatten() {
+        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if age > Duration::from_secs(3600) {
+            // Another test may be removing it too.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(dir)
+}

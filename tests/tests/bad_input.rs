@@ -1,0 +1,370 @@
+//! Wrong jobs are refused with a message that names what is wrong and where, and says what to write instead.
+
+use anyhow::Result;
+use essaim_proto::v1::JobState;
+use essaim_tests::client::Client;
+use essaim_tests::cluster::{Cluster, shared};
+use essaim_tests::kafka::{Topic, brokers};
+use essaim_tests::postgres::{Database, server};
+use essaim_tests::sql::{integers, numbers};
+use essaim_tests::unique;
+use tonic::{Code, Status};
+use url::Url;
+
+async fn client() -> Result<Client> {
+    shared().await?.client().await
+}
+
+/// All of `parts` are in the message, in any case.
+fn assert_says(status: &Status, parts: &[&str]) {
+    let message = status.message().to_lowercase();
+    for part in parts {
+        assert!(
+            message.contains(&part.to_lowercase()),
+            "no {part:?} in {status:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_table_is_named() -> Result<()> {
+    let status = client()
+        .await?
+        .query_error("SELECT * FROM no_such_table")
+        .await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["no_such_table"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_column_is_named_with_those_that_there_are() -> Result<()> {
+    let sql = format!("{}SELECT valeu FROM numbers", numbers("numbers", 10));
+    let status = client().await?.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["valeu", "numbers.value"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_function_is_named() -> Result<()> {
+    let status = client()
+        .await?
+        .query_error("SELECT no_such_function(1)")
+        .await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["no_such_function"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_type_is_named() -> Result<()> {
+    let client = client().await?;
+    let status = client.query_error("SELECT CAST(1 AS FROBNICATE)").await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["FROBNICATE"]);
+    let status = client
+        .query_error(
+            "CREATE EXTERNAL TABLE t (a FROBNICATE) STORED AS KAFKA LOCATION 'kafka://127.0.0.1:1/t';
+             SELECT * FROM t",
+        )
+        .await?;
+    assert_says(&status, &["FROBNICATE"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_connector_is_named() -> Result<()> {
+    let status = client()
+        .await?
+        .query_error(
+            "CREATE EXTERNAL TABLE t STORED AS CARRIER_PIGEON LOCATION 'x'; SELECT * FROM t",
+        )
+        .await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["CARRIER_PIGEON"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mistyped_option_gets_a_suggestion() -> Result<()> {
+    let status = client()
+        .await?
+        .query_error(
+            "CREATE EXTERNAL TABLE n STORED AS GENERATOR LOCATION 'numbers'
+               OPTIONS (number_of_rows '10', number_of_row '10');
+             SELECT * FROM n",
+        )
+        .await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(
+        &status,
+        &[
+            "table n",
+            "unknown option number_of_row",
+            "did you mean number_of_rows?",
+        ],
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_setting_is_named() -> Result<()> {
+    let status = client()
+        .await?
+        .query_error("SET essaim.no_such_setting = 1; SELECT 1")
+        .await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["no_such_setting"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_variable_that_is_not_set_is_named() -> Result<()> {
+    let status = client()
+        .await?
+        .query_error(
+            "CREATE EXTERNAL TABLE people STORED AS POSTGRES
+               LOCATION 'postgres://app:${ESSAIM_NO_SUCH_VARIABLE}@127.0.0.1/db' OPTIONS (table 'people');
+             SELECT * FROM people",
+        )
+        .await?;
+    assert_says(&status, &["people", "${ESSAIM_NO_SUCH_VARIABLE}"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_syntax_error_has_its_line_and_column() -> Result<()> {
+    let client = client().await?;
+    let job = "-- A job file.\nSET essaim.max_attempts = 2;\n\n  SELEC 1;\n";
+    let refused = client
+        .submit(job, "")
+        .await
+        .err()
+        .map(|e| e.downcast::<Status>());
+    let Some(Ok(refused)) = refused else {
+        panic!("{refused:?}");
+    };
+    let asked = client.query_error(job).await?;
+    for status in [refused, asked] {
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_says(&status, &["SELEC", "Line: 4, Column: 3"]);
+    }
+    let status = client.query_error("SELECT (1 +\n       2 FROM t").await?;
+    assert_says(&status, &["FROM", "Line: 2, Column: 10"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_without_an_insert_is_refused() -> Result<()> {
+    let client = client().await?;
+    for job in ["", "SET essaim.max_attempts = 2", "SELECT 1"] {
+        let status: Status = match client.submit(job, "").await {
+            Ok(id) => panic!("{job:?} was taken as {id}"),
+            Err(error) => error.downcast()?,
+        };
+        assert_eq!(status.code(), Code::InvalidArgument, "{job:?}: {status:?}");
+    }
+    let status: Status = match client.submit("SET essaim.max_attempts = 2", "").await {
+        Ok(id) => panic!("it was taken as {id}"),
+        Err(error) => error.downcast()?,
+    };
+    assert_says(&status, &["INSERT"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_setting_with_an_unknown_value_names_the_known_ones() -> Result<()> {
+    let sql = format!(
+        "SET essaim.execution = 'sideways'; {}SELECT sum(value) FROM numbers",
+        numbers("numbers", 10)
+    );
+    let status = client().await?.query_error(&sql).await?;
+    assert_says(
+        &status,
+        &["essaim.execution", "sideways", "'tasks'", "'exchange'"],
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_topic_is_named() -> Result<()> {
+    let topic = unique("no-such-topic");
+    let sql = format!(
+        "CREATE EXTERNAL TABLE t (id BIGINT) STORED AS KAFKA LOCATION 'kafka://{}/{topic}'
+           OPTIONS (format 'json', starting_offsets 'earliest');
+         SELECT count(*) FROM t",
+        brokers()
+    );
+    let status = client().await?.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &[&topic]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_record_that_does_not_decode_is_named_by_its_offset() -> Result<()> {
+    let topic = Topic::create(1).await?;
+    let payloads = ["{\"id\": 1}", "{\"id\": 2}", "{\"id\": tw"];
+    topic
+        .produce(payloads.map(str::to_owned).into_iter())
+        .await?;
+    let sql = format!("{}SELECT sum(id) FROM t", topic.declare("t", "id BIGINT"));
+    let status = client().await?.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::DataLoss);
+    assert_says(&status, &[&topic.name, "2", "on_error"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_postgres_table_is_named() -> Result<()> {
+    let database = Database::create().await?;
+    let sql = format!(
+        "{}SELECT * FROM people",
+        database.declare("people", "no_such_people", "")
+    );
+    let status = client().await?.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["people"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_declared_column_that_the_table_lacks_is_named() -> Result<()> {
+    let database = Database::create().await?;
+    database
+        .execute("CREATE TABLE people (id bigint, name text)")
+        .await?;
+    let sql = format!(
+        "CREATE EXTERNAL TABLE people (id BIGINT, age BIGINT) STORED AS POSTGRES LOCATION '{}' OPTIONS (table 'people');
+         SELECT * FROM people",
+        database.url
+    );
+    let status = client().await?.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["age", "id", "name"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_and_never_shown() -> Result<()> {
+    let mut url = Url::parse(&server())?;
+    url.set_password(Some("not-the-password-7")).ok();
+    let sql = format!(
+        "CREATE EXTERNAL TABLE people STORED AS POSTGRES LOCATION '{url}' OPTIONS (table 'people');
+         SELECT * FROM people"
+    );
+    let client = client().await?;
+    let status = client.query_error(&sql).await?;
+    assert_says(&status, &["people", "password", url.username()]);
+    assert!(!status.message().contains("not-the-password-7"), "{status}");
+    let shown = format!("{:?}", client.list().await?);
+    assert!(!shown.contains("not-the-password-7"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn columns_that_do_not_fit_the_sink_are_named_before_anything_runs() -> Result<()> {
+    let database = Database::create().await?;
+    database
+        .execute("CREATE TABLE target (id bigint NOT NULL, name text); INSERT INTO target VALUES (1, 'kept')")
+        .await?;
+    let client = client().await?;
+    let cases: [(&str, &[&str]); 2] = [
+        (
+            "SELECT value AS id, 'x' AS nome FROM numbers",
+            &["nome", "target", "name"],
+        ),
+        (
+            "SELECT 'x' AS id, 'y' AS name FROM numbers",
+            &["id", "target"],
+        ),
+    ];
+    for (select, parts) in cases {
+        // Without declared columns, so that they are the table's own and matched by name.
+        let sql = format!(
+            "{}{}INSERT INTO target {select}",
+            numbers("numbers", 10),
+            database.declare("target", "target", ", mode 'append'")
+        );
+        // Refused at submit, or, where only values tell, failed later: never half written.
+        let message = match client.submit(&sql, "").await {
+            Err(error) => error.downcast::<Status>()?.message().to_owned(),
+            Ok(id) => {
+                let job = client.wait_job(&id).await?;
+                assert_eq!(job.state(), JobState::Failed, "{select}");
+                job.message
+            }
+        };
+        for part in parts {
+            assert!(
+                message.contains(part),
+                "{select}: no {part:?} in {message:?}"
+            );
+        }
+    }
+    assert_eq!(database.rows("SELECT id, name FROM target").await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_that_the_sink_refuses_fail_the_job_and_change_nothing() -> Result<()> {
+    let database = Database::create().await?;
+    database
+        .execute("CREATE TABLE target (id bigint CHECK (id < 500)); INSERT INTO target VALUES (1)")
+        .await?;
+    let client = client().await?;
+    let sql = format!(
+        "{}{}INSERT INTO target SELECT value AS id FROM numbers",
+        numbers("numbers", 1000),
+        database.declare("target", "target", ", mode 'append'")
+    );
+    let id = client.submit(&sql, "").await?;
+    let job = client.wait_job(&id).await?;
+    assert_eq!(job.state(), JobState::Failed);
+    assert!(job.message.contains("target"), "{}", job.message);
+    assert!(job.message.contains("check"), "{}", job.message);
+    assert_eq!(database.rows("SELECT id FROM target").await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upsert_without_a_key_is_refused() -> Result<()> {
+    let database = Database::create().await?;
+    let sql = format!(
+        "{}{}INSERT INTO target SELECT value AS id FROM numbers",
+        numbers("numbers", 10),
+        database.declare("target", "target", ", mode 'upsert'")
+    );
+    let status: Status = match client().await?.submit(&sql, "").await {
+        Ok(id) => panic!("it was taken as {id}"),
+        Err(error) => error.downcast()?,
+    };
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["target", "upsert", "key"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_query_that_needs_more_memory_than_there_is_names_the_setting() -> Result<()> {
+    let mut cluster = Cluster::start(0, 0).await?;
+    cluster.add_worker(2, "64MiB").await?;
+    let client = cluster.client().await?;
+    // One list of 160 MB in each task: it cannot be spilled.
+    let sql = format!(
+        "SET essaim.splits_per_slot = 1;
+         {}SELECT value % 2 AS key, cardinality(array_agg(value)) FROM numbers GROUP BY key",
+        numbers("numbers", 40_000_000)
+    );
+    let status = client.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert_says(&status, &["--memory"]);
+
+    // The worker lives and has its memory back.
+    let sql = format!(
+        "{}SELECT sum(value) FROM numbers",
+        numbers("numbers", 1_000_000)
+    );
+    assert_eq!(integers(&client.query(&sql).await?, 0)?, [499_999_500_000]);
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! The command line as scripts use it: what it prints and the code it ends with.
+
+use anyhow::{Context, Result, ensure};
+use essaim_tests::cluster::{binary, shared};
+use essaim_tests::postgres::Database;
+use essaim_tests::sql::numbers;
+use essaim_tests::{LONG, unique};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::Stdio;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// How a command ended.
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ended {
+    fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.out).with_context(|| format!("{self:?}"))
+    }
+}
+
+/// Runs `essaim` against the master at `master`, with `input` on its standard input.
+async fn essaim_at(master: &str, arguments: &[&str], input: &str) -> Result<Ended> {
+    let mut child = Command::new(binary()?)
+        .args(arguments)
+        .env("ESSAIM_MASTER", master)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    // A command that does not read it may have ended before.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let output = tokio::time::timeout(LONG, child.wait_with_output())
+        .await
+        .with_context(|| format!("{arguments:?}"))??;
+    Ok(Ended {
+        code: output.status.code().context("killed by a signal")?,
+        out: String::from_utf8(output.stdout)?,
+        err: String::from_utf8(output.stderr)?,
+    })
+}
+
+async fn essaim(arguments: &[&str]) -> Result<Ended> {
+    let cluster = shared().await?;
+    cluster.show_logs();
+    essaim_at(&cluster.url(), arguments, "").await
+}
+
+/// The command's output; it must have ended with 0.
+async fn succeeds(arguments: &[&str]) -> Result<Ended> {
+    let ended = essaim(arguments).await?;
+    ensure!(ended.code == 0, "{arguments:?}: {ended:?}");
+    Ok(ended)
+}
+
+/// Writes a job file into the cluster's folder.
+async fn job_file(sql: &str) -> Result<PathBuf> {
+    let path = shared()
+        .await?
+        .dir()
+        .join(unique("job"))
+        .with_extension("sql");
+    std::fs::write(&path, sql)?;
+    Ok(path)
+}
+
+#[tokio::test]
+async fn sql_prints_a_table_csv_or_json() -> Result<()> {
+    let select = format!(
+        "{}SELECT value AS number, NULLIF('n,' || CAST(value AS VARCHAR), 'n,1') AS name
+         FROM numbers ORDER BY value",
+        numbers("numbers", 3)
+    );
+    let csv = succeeds(&["sql", "--format", "csv", "-c", &select]).await?;
+    assert_eq!(csv.out, "number,name\n0,\"n,0\"\n1,\n2,\"n,2\"\n");
+
+    let expected = json!([
+        {"number": 0, "name": "n,0"}, {"number": 1, "name": null}, {"number": 2, "name": "n,2"}
+    ]);
+    let rows = succeeds(&["sql", "--format", "json", "-c", &select]).await?;
+    assert_eq!(rows.json()?, expected);
+    let rows = succeeds(&["sql", "--json", "-c", &select]).await?;
+    assert_eq!(rows.json()?, expected);
+
+    let table = succeeds(&["sql", "-c", &select]).await?;
+    for part in ["number", "name", "n,2", "(3 rows"] {
+        assert!(table.out.contains(part), "{table:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_one_statement_declares_the_next_one_sees() -> Result<()> {
+    let declare = numbers("numbers", 10);
+    let view = "CREATE VIEW odd AS SELECT value FROM numbers WHERE value % 2 = 1";
+    let sum = "SELECT sum(value) AS s FROM odd";
+    let ended = succeeds(&[
+        "sql", "--format", "csv", "-c", &declare, "-c", view, "-c", sum,
+    ])
+    .await?;
+    assert_eq!(ended.out, "s\n25\n");
+
+    let text = format!("-- Comments; are no statements.\n{declare}{view};\n{sum};\n");
+    let file = job_file(&text).await?;
+    let file = file.to_string_lossy();
+    let ended = succeeds(&["sql", "--format", "csv", "-f", &file]).await?;
+    assert_eq!(ended.out, "s\n25\n");
+    let piped = essaim_at(&shared().await?.url(), &["sql", "--format", "csv"], &text).await?;
+    assert_eq!(
+        (piped.code, piped.out.as_str()),
+        (0, "s\n25\n"),
+        "{piped:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn exit_codes_tell_failed_unreachable_and_refused_apart() -> Result<()> {
+    let declare = numbers("numbers", 10);
+    let fails = "SELECT CAST('x' || CAST(value AS VARCHAR) AS BIGINT) FROM numbers";
+    let failed = essaim(&["sql", "-c", &declare, "-c", fails]).await?;
+    assert_eq!(failed.code, 1, "{failed:?}");
+    assert!(failed.err.starts_with("error: "), "{failed:?}");
+
+    let usage = essaim(&["sql", "--no-such-flag"]).await?;
+    assert_eq!(usage.code, 2, "{usage:?}");
+    let missing = essaim(&["submit", "/no/such/file.sql"]).await?;
+    assert_eq!(missing.code, 2, "{missing:?}");
+    assert!(missing.err.contains("/no/such/file.sql"), "{missing:?}");
+
+    let unreachable = essaim_at("http://127.0.0.1:1", &["sql", "-c", "SELECT 1"], "").await?;
+    assert_eq!(unreachable.code, 3, "{unreachable:?}");
+    assert!(unreachable.err.contains("127.0.0.1:1"), "{unreachable:?}");
+    let unreachable = essaim_at("http://127.0.0.1:1", &["jobs"], "").await?;
+    assert_eq!(unreachable.code, 3, "{unreachable:?}");
+
+    for arguments in [
+        ["sql", "-c", "SELEC 1"],
+        ["sql", "-c", "SELECT * FROM no_such_table"],
+        ["status", "--json", "no-such-job"],
+        ["cancel", "--json", "no-such-job"],
+    ] {
+        let refused = essaim(&arguments).await?;
+        assert_eq!(refused.code, 4, "{arguments:?}: {refused:?}");
+        assert_eq!(refused.out, "", "{arguments:?}: {refused:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_submitted_job_is_waited_for_listed_and_shown() -> Result<()> {
+    let database = Database::create().await?;
+    let sql = [
+        numbers("numbers", 1000),
+        database.declare("target", "target", ", mode 'append'"),
+        "INSERT INTO target SELECT value % 10 AS key, count(*) AS n FROM numbers GROUP BY 1;\n"
+            .to_owned(),
+    ]
+    .concat();
+    let file = job_file(&sql).await?;
+    let file = file.to_string_lossy();
+    let name = unique("listed");
+    let ended = succeeds(&["submit", &file, "--name", &name, "--wait", "--json"]).await?;
+    let job = ended.json()?;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    assert_eq!(job["queries"][0]["rows_out"], 10, "{job}");
+    assert_eq!(database.value("SELECT sum(n) FROM target").await?, "1000");
+
+    let listed = succeeds(&["jobs", "--json"]).await?.json()?;
+    let jobs = listed["jobs"].as_array().context("jobs")?;
+    let found = jobs.iter().find(|listed| listed["id"] == job["id"]);
+    assert_eq!(found.context("it is not listed")?["name"], name.as_str());
+    assert!(succeeds(&["jobs"]).await?.out.contains(&name));
+
+    let id = job["id"].as_str().context("id")?;
+    assert_eq!(succeeds(&["status", id, "--json"]).await?.json()?, job);
+    let shown = succeeds(&["status", &name]).await?;
+    for part in [id, "succeeded", "target"] {
+        assert!(shown.out.contains(part), "{shown:?}");
+    }
+    assert!(!shown.out.contains("essaim:essaim"), "{shown:?}");
+    // A job that has ended is not cancelled, and that is no error.
+    let cancelled = succeeds(&["cancel", id, "--json"]).await?;
+    assert_eq!(cancelled.json()?["state"], "succeeded");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_fails_ends_submit_with_one() -> Result<()> {
+    let database = Database::create().await?;
+    database
+        .execute("CREATE TABLE target (id bigint CHECK (id < 5))")
+        .await?;
+    let sql = [
+        numbers("numbers", 10),
+        database.declare("target", "target", ", mode 'append'"),
+        "INSERT INTO target SELECT value AS id FROM numbers".to_owned(),
+    ]
+    .concat();
+    let cluster = shared().await?;
+    let ended = essaim_at(&cluster.url(), &["submit", "-", "--wait"], &sql).await?;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.err.contains("target"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_running_job_is_cancelled_by_its_name() -> Result<()> {
+    let database = Database::create().await?;
+    let sql = [
+        numbers("numbers", 1_000_000_000_000),
+        database.declare("target", "target", ", mode 'append'"),
+        "INSERT INTO target SELECT sum(value % 7) AS s FROM numbers".to_owned(),
+    ]
+    .concat();
+    let cluster = shared().await?;
+    let name = unique("endless");
+    let submitted = essaim_at(
+        &cluster.url(),
+        &["submit", "-", "--name", &name, "--json"],
+        &sql,
+    )
+    .await?;
+    let id = submitted.json()?["job_id"]
+        .as_str()
+        .context("job_id")?
+        .to_owned();
+    let client = cluster.client().await?;
+    client
+        .wait_until(&id, |job| essaim_tests::client::tasks(job).0 > 0)
+        .await?;
+
+    let cancelled = succeeds(&["cancel", &name, "--json"]).await?;
+    assert_eq!(cancelled.json()?["state"], "running");
+    let watched = essaim(&["status", &id, "--watch", "--json"]).await?;
+    assert_eq!(watched.code, 1, "{watched:?}");
+    assert_eq!(watched.json()?["state"], "cancelled");
+    let rows = "SELECT coalesce(to_regclass('target')::text, 'absent')";
+    if database.value(rows).await? != "absent" {
+        assert_eq!(database.value("SELECT count(*) FROM target").await?, "0");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn local_is_a_whole_cluster_in_one_process() -> Result<()> {
+    let select = format!(
+        "{}SELECT sum(value) AS s FROM numbers",
+        numbers("numbers", 1000)
+    );
+    let ended = essaim_at(
+        "http://127.0.0.1:1",
+        &["local", "--format", "csv", "-c", &select],
+        "",
+    )
+    .await?;
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (0, "s\n499500\n"),
+        "{ended:?}"
+    );
+    Ok(())
+}
