@@ -2,5 +2,5 @@
 
 pub mod files;
 pub mod generator;
-pub mod postgres;
 pub mod kafka;
+pub mod postgres;
