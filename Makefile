@@ -31,9 +31,15 @@ $(cargo_deny):
 	@echo "Building cargo-deny: minutes, the first time only."
 	@env -u CARGO_TARGET_DIR cargo install --quiet --locked --version 0.20.2 --root "$(ESSAIM_CACHE)/tools" cargo-deny
 
-# Optimised, against the same servers as the tests; ARGS are cargo bench's.
+# What Essaim can do as a part of what the machine can do, against the same servers as the tests: minutes, and the first
+# time the optimised build. Nothing else should run meanwhile. ARGS name the benches: `make bench ARGS="postgres idle"`.
+bench: ARGS ?= postgres kafka wide idle decoders
 bench: services
-	@eval "$$(scripts/services env)" && cargo bench --quiet -p essaim-bench $(ARGS)
+	@cargo build --quiet --release -p essaim -p essaim-bench
+	@eval "$$(scripts/services env)"; for bench in $(ARGS); do case $$bench in \
+	  decoders) cargo bench --quiet -p essaim-bench --bench decoders ;; \
+	  *) "$(CARGO_TARGET_DIR)/release/$$bench" ;; \
+	esac || exit; done
 
 services: setup
 	@scripts/services start

@@ -1,1 +1,6 @@
-//! stub
+//! What the benches share: how they measure and report, a look at processes, and the messages that they send.
+
+pub mod measure;
+pub mod messages;
+pub mod process;
+pub mod report;

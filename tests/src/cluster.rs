@@ -19,23 +19,22 @@ use tokio::sync::OnceCell;
 /// The memory of a worker unless the test says otherwise.
 const MEMORY: &str = "768MiB";
 
-/// The binary under test: `essaim` in the folder that holds `deps/` with this test.
+/// The binary under test: `essaim` in this program's folder, or in the one above for a test, which lies in `deps/`.
 ///
 /// # Errors
 /// It is not there; the message says how to build it.
 pub fn binary() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let target = test
-        .parent()
-        .and_then(Path::parent)
-        .with_context(|| format!("{} is in no target folder", test.display()))?;
-    let binary = target.join("essaim");
-    ensure!(
-        binary.is_file(),
-        "{} is missing: build it with `cargo build -p essaim`, or run the tests with `make test`",
-        binary.display()
-    );
-    Ok(binary)
+    let program = std::env::current_exe()?;
+    let candidates = program.ancestors().skip(1).take(2);
+    candidates
+        .map(|folder| folder.join("essaim"))
+        .find(|candidate| candidate.is_file())
+        .with_context(|| {
+            format!(
+                "there is no essaim beside {}: build it with `cargo build -p essaim`, or use `make test` or `make bench`",
+                program.display()
+            )
+        })
 }
 
 /// A child that dies with its owner: when it is dropped, and when this process ends in whatever way.

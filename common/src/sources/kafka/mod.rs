@@ -5,13 +5,13 @@
 
 pub mod client;
 mod dead_letter;
-mod decode;
+pub mod decode;
 pub mod offsets;
 mod pool;
 mod reader;
-mod records;
+pub mod records;
 pub mod source;
-mod timestamps;
+pub mod timestamps;
 
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};
 use crate::error::{Error, Result};

@@ -61,7 +61,8 @@ pub struct Slices {
 }
 
 impl Slices {
-    fn push(&mut self, slice: Option<&[u8]>) {
+    /// Adds one.
+    pub fn push(&mut self, slice: Option<&[u8]>) {
         self.bytes.extend_from_slice(slice.unwrap_or_default());
         self.ends.push(self.bytes.len());
         self.present.push(slice.is_some());

@@ -6,14 +6,14 @@
 
 pub(crate) mod catalog;
 pub(crate) mod client;
-pub(crate) mod decode;
+pub mod decode;
 mod filter;
 pub(crate) mod numeric;
 mod ranges;
 mod reader;
 mod snapshot;
 mod source;
-pub(crate) mod types;
+pub mod types;
 
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};
 use crate::error::{Error, Result};
