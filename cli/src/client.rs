@@ -111,6 +111,11 @@ fn describe(error: &anyhow::Error) -> (u8, String) {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return (failure.exit_code(), failure.to_string());
     }
+    // A stream that breaks off hands over the bare status.
+    if let Some(status) = error.downcast_ref::<Status>() {
+        let failure = Failure::from(status.clone());
+        return (failure.exit_code(), failure.to_string());
+    }
     // Whoever reads our output has seen enough (`essaim sql … | head`).
     let pipe_closed = error
         .chain()
