@@ -104,7 +104,7 @@ async fn the_splits_of_one_partition_add_up() {
     let metrics = ExecutionPlanMetricsSet::new();
     // Twice over, and backwards: a warm consumer jumps within the partition each time.
     for _ in 0..2 {
-        let mut seen = Vec::new();
+        let mut seen: Vec<i64> = Vec::new();
         for split in planned.splits.iter().rev() {
             let stream = planned.reader.read(split, 0, &ctx, &metrics).unwrap();
             let batches: Vec<_> = stream.try_collect().await.unwrap();
@@ -253,7 +253,7 @@ async fn wrong_options_are_refused_with_a_hint() {
         (
             "n BIGINT",
             "dead_letter_topic 'x'",
-            "needs on_error 'dead_letter'",
+            "need on_error 'dead_letter'",
         ),
     ] {
         let error = declare(&ctx, columns, "x", options)
