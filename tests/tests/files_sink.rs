@@ -140,7 +140,7 @@ async fn a_failed_write_leaves_nothing() -> Result<()> {
     run(&context, &declare("CSV", folder.path(), "")).await?;
     let error = run(
         &context,
-        "INSERT INTO out SELECT 1 / (value - 2), 'x' FROM (VALUES (1), (2)) AS t(value)",
+        "INSERT INTO out SELECT 1 / (value - 2), 'x' FROM (SELECT 1 AS value UNION ALL SELECT 2) AS t",
     )
     .await
     .unwrap_err();
