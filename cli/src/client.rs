@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Response, Status};
 
 /// Where the master listens unless it is told otherwise.
 pub const DEFAULT_MASTER: &str = "http://127.0.0.1:7077";
@@ -111,6 +111,11 @@ fn describe(error: &anyhow::Error) -> (u8, String) {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return (failure.exit_code(), failure.to_string());
     }
+    // A stream that breaks off hands over the bare status.
+    if let Some(status) = error.downcast_ref::<Status>() {
+        let failure = Failure::from(status.clone());
+        return (failure.exit_code(), failure.to_string());
+    }
     // Whoever reads our output has seen enough (`essaim sql … | head`).
     let pipe_closed = error
         .chain()
@@ -160,14 +165,7 @@ pub async fn connect(address: &str) -> Result<JobsClient<Channel>, Failure> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// A request whose answer must come within a minute.
-pub fn request<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
-}
-
-/// Waits for an answer no longer than [`request`] allows, whatever the master does.
+/// Waits for an answer, at most a minute. The call ends when the wait does.
 ///
 /// # Errors
 /// The master's, or [`Failure::Unreachable`] when time is up.
@@ -250,6 +248,18 @@ mod tests {
             text.contains("refused") && text.contains("ESSAIM_MASTER"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_a_master_out_of_reach() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move { drop(listener.accept().await) });
+        let mut client = connect(&address).await.unwrap();
+        server.await.unwrap();
+        let list = essaim_proto::v1::ListRequest { limit: 1 };
+        let failure = answer(client.list(list)).await.unwrap_err();
+        assert_eq!(failure.exit_code(), 3, "{failure}");
     }
 
     #[tokio::test]

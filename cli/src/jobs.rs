@@ -82,7 +82,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
     };
     let (mut client, submitted) = client::interruptible(async {
         let mut client = client::connect(&args.address.master).await?;
-        let submitted = client::answer(client.submit(client::request(submit))).await?;
+        let submitted = client::answer(client.submit(submit)).await?;
         Ok((client, submitted))
     })
     .await?;
@@ -116,7 +116,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
 /// The master cannot be reached.
 pub async fn list(args: JobsArgs) -> Result<()> {
     let mut client = client::connect(&args.address.master).await?;
-    let request = client::request(ListRequest { limit: args.limit });
+    let request = ListRequest { limit: args.limit };
     let listed = client::answer(client.list(request)).await?;
     if args.json {
         return Ok(job_json::print(&job_json::list(&listed))?);
@@ -133,7 +133,7 @@ pub async fn status(args: StatusArgs) -> Result<()> {
     let job = if args.watch {
         watch(&mut client, &args.job).await?
     } else {
-        let request = client::request(GetRequest { job_id: args.job });
+        let request = GetRequest { job_id: args.job };
         client::answer(client.get(request)).await?
     };
     if args.json {
@@ -150,9 +150,9 @@ pub async fn status(args: StatusArgs) -> Result<()> {
 /// There is no such job.
 pub async fn cancel(args: CancelArgs) -> Result<()> {
     let mut client = client::connect(&args.address.master).await?;
-    let request = client::request(CancelRequest {
+    let request = CancelRequest {
         job_id: args.job.clone(),
-    });
+    };
     let cancelled = client::answer(client.cancel(request)).await?;
     if args.json {
         return Ok(job_json::print(&job_json::cancelled(&cancelled))?);

@@ -176,8 +176,14 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         workers.len()
     );
     let done = sql::run_at(&address, args.input, &greeting).await;
-    futures::future::join_all(workers.into_iter().map(Worker::drain)).await;
-    master.stop().await;
+    let stop = async {
+        futures::future::join_all(workers.into_iter().map(Worker::drain)).await;
+        master.stop().await;
+    };
+    tokio::select! {
+        () = stop => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
     done
 }
 

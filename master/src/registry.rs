@@ -291,6 +291,19 @@ impl Registry {
         })
     }
 
+    /// Returns once there has been no worker for `timeout`, while somebody waits for a slot.
+    pub async fn deserted(&self, timeout: Duration) -> Error {
+        loop {
+            if let Err(error) = self.wait_for_worker(timeout).await {
+                return error;
+            }
+            let changed = self.changed.notified();
+            if self.slots() > 0 {
+                changed.await;
+            }
+        }
+    }
+
     /// Waits for a slot on some worker. Jobs that hold fewer slots go first; within a job it is first come first served.
     ///
     /// # Errors

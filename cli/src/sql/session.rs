@@ -205,7 +205,7 @@ impl Session {
         let mut printer = None;
         // The printer borrows `out`: it is handed over with the first schema.
         let mut out = Some(out);
-        while let Some(part) = answer.message().await? {
+        while let Some(part) = answer.message().await.map_err(Failure::from)? {
             match part.part {
                 Some(Part::Progress(job)) => progress.update(&job),
                 Some(Part::ArrowIpc(chunk)) => {

@@ -162,6 +162,10 @@ async fn talk(session: &mut Session, editor: &mut Editor<Words, FileHistory>) ->
             let mut out = std::io::stdout().lock();
             client::interruptible(session.line(&line, &mut out)).await
         };
+        // What stood behind a failed statement on its line goes with it.
+        if flow.is_err() {
+            session.clear();
+        }
         if session.is_between() {
             remember(editor, &std::mem::take(&mut typed))?;
         } else {
@@ -170,16 +174,12 @@ async fn talk(session: &mut Session, editor: &mut Editor<Words, FileHistory>) ->
         match flow {
             Ok(Flow::Go) => {}
             Ok(Flow::Quit) => return Ok(()),
-            Err(error) => {
-                // What stood behind the failed statement on its line goes with it.
-                session.clear();
-                match error.downcast_ref::<Failure>() {
-                    Some(Failure::Interrupted(_)) => eprintln!("cancelled"),
-                    _ => {
-                        client::report(&error);
-                    }
+            Err(error) => match error.downcast_ref::<Failure>() {
+                Some(Failure::Interrupted(_)) => eprintln!("cancelled"),
+                _ => {
+                    client::report(&error);
                 }
-            }
+            },
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::plan::stage::{Broadcast, Stage, StageInputExec};
 use datafusion::catalog::memory::DataSourceExec;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{JoinType, Result};
 use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -226,30 +226,34 @@ fn broadcast_side(plan: &Arc<dyn ExecutionPlan>) -> Option<usize> {
 }
 
 /// Why the master should not run what is above the cut by itself, if so: a join, a sort or a window over a large
-/// input that nothing below the cut has reduced.
+/// input that no aggregate has reduced.
 pub fn needs_exchange(cut: &Cut, threshold: usize) -> Option<String> {
-    let mut reason = None;
-    // The walk never fails: its closure returns no error.
-    let _ = cut.upper.apply(|node| {
-        let what = heavy(node);
-        if let Some(what) = what {
-            let _ = node.apply(|below| {
-                if let Some(input) = below.downcast_ref::<StageInputExec>() {
-                    if let Some(size) = large(input.stage(), threshold) {
-                        reason = Some(format!("{what} over stage {}, {size}", input.stage().id));
-                        return Ok(TreeNodeRecursion::Stop);
-                    }
-                }
-                Ok(TreeNodeRecursion::Continue)
-            });
-        }
-        Ok(if reason.is_some() {
-            TreeNodeRecursion::Stop
-        } else {
-            TreeNodeRecursion::Continue
+    heavy_below(&cut.upper, threshold)
+}
+
+/// The lowest heavy node of a plan that reads a large stage.
+fn heavy_below(node: &Arc<dyn ExecutionPlan>, threshold: usize) -> Option<String> {
+    node.children()
+        .into_iter()
+        .find_map(|child| heavy_below(child, threshold))
+        .or_else(|| {
+            let what = heavy(node)?;
+            let (stage, size) = large_input(node, threshold)?;
+            Some(format!("{what} over stage {stage}, {size}"))
         })
-    });
-    reason
+}
+
+/// A large stage that reaches `node` without passing through an aggregate.
+fn large_input(node: &Arc<dyn ExecutionPlan>, threshold: usize) -> Option<(u32, String)> {
+    if let Some(input) = node.downcast_ref::<StageInputExec>() {
+        return Some((input.stage().id, large(input.stage(), threshold)?));
+    }
+    if node.is::<AggregateExec>() {
+        return None;
+    }
+    node.children()
+        .into_iter()
+        .find_map(|child| large_input(child, threshold))
 }
 
 fn heavy(node: &Arc<dyn ExecutionPlan>) -> Option<&'static str> {

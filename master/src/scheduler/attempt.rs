@@ -9,7 +9,7 @@ use datafusion::execution::TaskContext;
 use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::Decoder;
-use essaim_common::{Error, ErrorKind, Result};
+use essaim_common::{Error, Result};
 use essaim_proto::v1::run_response::Part;
 use essaim_proto::v1::{RunRequest, TaskProgress};
 use futures::StreamExt;
@@ -34,6 +34,8 @@ pub(crate) struct Attempts {
 /// An attempt that did not succeed.
 struct Failure {
     worker: Option<String>,
+    /// The worker died: no fault of the task, so far as one can tell.
+    lost: bool,
     error: Error,
 }
 
@@ -57,22 +59,24 @@ impl Attempts {
         let mut avoid: Vec<String> = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut started = 1;
-        let mut failed = 0;
+        let (mut failed, mut lost) = (0, 0);
         running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
         loop {
             tokio::select! {
                 Some(outcome) = running.next() => match outcome {
                     Ok(spool) => return Ok(spool),
-                    Err(Failure { worker, error }) => {
-                        failed += 1;
-                        avoid.extend(worker);
+                    Err(failure) => {
+                        let error = failure.error;
+                        // Deaths count apart: a task that kills its workers must come to an end too.
+                        if failure.lost { lost += 1 } else { failed += 1 }
+                        avoid.extend(failure.worker);
                         if !error.is_transient() {
                             return Err(error);
                         }
-                        if failed >= settings.max_attempts.max(1) {
+                        if failed.max(lost) >= settings.max_attempts.max(1) {
                             return Err(error.context(format!(
-                                "task {partition} of stage {} failed {failed} times (essaim.max_attempts), the last time",
-                                self.stage.id
+                                "task {partition} of stage {} failed {failed} times and lost its worker {lost} times (essaim.max_attempts is {}), the last time",
+                                self.stage.id, settings.max_attempts
                             )));
                         }
                         if running.is_empty() {
@@ -127,15 +131,17 @@ impl Attempts {
         avoid: Vec<String>,
     ) -> Result<Spool, Failure> {
         let job = self.stages.job.id();
-        let slot = self
-            .stages
-            .registry
-            .slot(&job, avoid)
-            .await
-            .map_err(|error| Failure {
-                worker: None,
-                error,
-            })?;
+        let registry = &self.stages.registry;
+        let timeout = Duration::from_secs(self.stages.settings.worker_timeout_s);
+        let slot = tokio::select! {
+            slot = registry.slot(&job, avoid) => slot,
+            error = registry.deserted(timeout) => Err(error),
+        };
+        let slot = slot.map_err(|error| Failure {
+            worker: None,
+            lost: false,
+            error,
+        })?;
         if number == 1 {
             self.pace.start();
         }
@@ -161,12 +167,12 @@ impl Attempts {
                 Ok(spool)
             }
             Err(error) => {
-                let lost = error.kind() == ErrorKind::Unavailable
-                    && !self.stages.registry.probe(slot.worker()).await;
+                let lost = error.is_transient() && !registry.probe(slot.worker()).await;
                 let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
                 record.end(outcome, &error.to_string());
                 Err(Failure {
                     worker: Some(slot.worker().to_owned()),
+                    lost,
                     error,
                 })
             }

@@ -224,3 +224,39 @@ async fn counting_rows_passes_over_what_is_no_json_object() {
     assert_eq!(count(&ctx, "SELECT count(*) FROM t").await, 8);
     assert_eq!(count(&ctx, "SELECT count(n) FROM t").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_table_counts_a_record_once() {
+    // As exported by scripts/services.
+    let Ok(url) = std::env::var("ESSAIM_TEST_POSTGRES") else {
+        panic!("ESSAIM_TEST_POSTGRES is not set: start the services with make services");
+    };
+    use sqlx::Connection;
+    let mut postgres = sqlx::PgConnection::connect(&url).await.unwrap();
+    let table = format!("letters_{}", uuid::Uuid::new_v4().simple());
+    let (records, good) = mixture();
+    let topic = topic(1, &[]).await;
+    produce(&topic, &records);
+    let ctx = session();
+    let options = format!(
+        "on_error 'dead_letter', dead_letter_location '{url}', dead_letter_table '{table}'"
+    );
+    declare(&ctx, COLUMNS, &topic, &options).await.unwrap();
+    for _ in 0..2 {
+        let found = rows(&ctx, "SELECT n, s, o, at FROM t").await.unwrap();
+        assert_eq!(found.len(), good);
+    }
+    let sql = format!(
+        "SELECT count(*), min(\"offset\"), max(\"offset\"), count(*) FILTER (WHERE convert_from(key, 'UTF8') = 'key ' || \"offset\") FROM {table}"
+    );
+    let found: (i64, i64, i64, i64) = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .fetch_one(&mut postgres)
+        .await
+        .unwrap();
+    assert_eq!(found, (50, 17, 1977, 50));
+    let drop = format!("DROP TABLE {table}");
+    sqlx::query(sqlx::AssertSqlSafe(drop))
+        .execute(&mut postgres)
+        .await
+        .unwrap();
+}

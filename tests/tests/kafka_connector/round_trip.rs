@@ -179,14 +179,12 @@ impl Kind {
             Self::Boolean => any::<bool>().prop_map(Value::from).boxed(),
             Self::Int => any::<i32>().prop_map(Value::from).boxed(),
             Self::BigInt => any::<i64>().prop_map(Value::from).boxed(),
-            Self::Double => (-1e15..1e15_f64).prop_map(Value::from).boxed(),
-            Self::Text => any::<String>().prop_map(Value::from).boxed(),
-            Self::Timestamp => (0..4_000_000_000_i64)
-                .prop_map(|s| {
-                    let time = rdkafka_time(s);
-                    Value::from(time)
-                })
+            // Eighths: serde_json, which compares here, rounds longer fractions its own way.
+            Self::Double => any::<i32>()
+                .prop_map(|n| Value::from(f64::from(n) / 8.0))
                 .boxed(),
+            Self::Text => any::<String>().prop_map(Value::from).boxed(),
+            Self::Timestamp => (0..4_000_000_000_i64).prop_map(time).boxed(),
             Self::List(item) => prop::collection::vec(item.value(), 0..4)
                 .prop_map(|items| {
                     items
@@ -207,9 +205,9 @@ impl Kind {
 }
 
 /// Seconds since 1970 as Arrow writes them.
-fn rdkafka_time(seconds: i64) -> String {
+fn time(seconds: i64) -> Value {
     let array = arrow::array::TimestampSecondArray::from(vec![seconds]);
-    arrow::util::display::array_value_to_string(&array, 0).unwrap()
+    Value::from(arrow::util::display::array_value_to_string(&array, 0).unwrap())
 }
 
 fn object(prefix: &str, values: Vec<Option<Value>>) -> Map<String, Value> {

@@ -38,14 +38,14 @@ fn print(format: Format, batches: &[RecordBatch]) -> String {
 fn a_table_looks_like_psqls() {
     assert_eq!(
         print(Format::Table, &[rows()]),
-        "\
- id  |  name  |  x   |   list
------+--------+------+-----------
-   1 | a\"b,c  |  0.5 | [1, NULL]
-     |        | -1.0 |
- 300 |        |  2.0 | []
-(3 rows)
-"
+        concat!(
+            "  id |  name |   x  |    list\n",
+            "-----+-------+------+-----------\n",
+            "   1 | a\"b,c |  0.5 | [1, NULL]\n",
+            "     |       | -1.0 |\n",
+            " 300 |       |  2.0 | []\n",
+            "(3 rows)\n",
+        )
     );
 }
 

@@ -184,7 +184,8 @@ struct Printer {
 
 impl Printer {
     fn format(&self, parts: &[Part]) -> Result<String> {
-        let wrong = |e: &dyn std::fmt::Display| Error::internal(format!("rows for the console: {e}"));
+        let wrong =
+            |e: &dyn std::fmt::Display| Error::internal(format!("rows for the console: {e}"));
         let total: u64 = parts.iter().map(|part| part.rows).sum();
         let mut rows: Vec<Vec<String>> = Vec::new();
         for part in parts {
@@ -244,7 +245,10 @@ mod tests {
     #[test]
     fn the_first_rows_are_shown_and_the_others_counted() {
         let batch = RecordBatch::try_from_iter([
-            ("id", Arc::new(Int64Array::from(vec![Some(1), None])) as ArrayRef),
+            (
+                "id",
+                Arc::new(Int64Array::from(vec![Some(1), None])) as ArrayRef,
+            ),
             (
                 "content",
                 Arc::new(StringArray::from(vec!["short", "a text that is too long"])) as ArrayRef,

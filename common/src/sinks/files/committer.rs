@@ -78,7 +78,9 @@ impl FileCommitter {
     fn marker_path(&self) -> Path {
         let run = self.run.staging_name();
         // One marker for all epochs of a query.
-        let query = run.rsplit_once('_').map_or(run.as_str(), |(query, _)| query);
+        let query = run
+            .rsplit_once('_')
+            .map_or(run.as_str(), |(query, _)| query);
         self.folder.clone().join("_essaim_commits").join(query)
     }
 
@@ -276,7 +278,11 @@ impl SinkCommitter for FileCommitter {
         let undo = async {
             let marker = self.marker().await?;
             // Once decided, a commit is not undone: the next begin finishes it.
-            if self.read::<Manifest>(&self.manifest_path()).await?.is_some() {
+            if self
+                .read::<Manifest>(&self.manifest_path())
+                .await?
+                .is_some()
+            {
                 return Ok(());
             }
             self.clear_staging().await?;

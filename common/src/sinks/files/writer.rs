@@ -63,11 +63,7 @@ impl FileWriter {
         Ok((Path::from(self.staging.as_str()).join(name.as_str()), name))
     }
 
-    async fn write_file(
-        &self,
-        path: &Path,
-        rows: &mut SendableRecordBatchStream,
-    ) -> Result<u64> {
+    async fn write_file(&self, path: &Path, rows: &mut SendableRecordBatchStream) -> Result<u64> {
         let mut encoder: Option<Encoder> = None;
         let mut count = 0;
         while let Some(batch) = rows.next().await {
@@ -198,7 +194,11 @@ impl Encoder {
     }
 
     async fn finish(mut self, schema: &SchemaRef) -> Result<()> {
-        if let Self::Text { header: true, layout, .. } = &self
+        if let Self::Text {
+            header: true,
+            layout,
+            ..
+        } = &self
             && layout.format == Format::Csv
         {
             self.write(&RecordBatch::new_empty(Arc::clone(schema)))

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use futures::TryStreamExt;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -121,7 +121,10 @@ impl KafkaWriter {
             }
         };
         if outcome.is_err() {
+            // An abort waits for reports of what is still on its way, which only a flush fetches.
+            producer.purge(PurgeConfig::default().queue().inflight());
             // Best effort: a transaction left open is aborted by the broker, or by the next attempt.
+            let _ = producer.flush(self.connection.timeout());
             let _ = producer.abort_transaction(self.connection.timeout());
         }
         outcome.map(|()| written)

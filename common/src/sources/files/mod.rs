@@ -58,7 +58,8 @@ impl TableProviderFactory for FileTableFactory {
         let name = command.name.table().to_owned();
         let mut command = command.clone();
         for location in &mut command.locations {
-            let filled = Secret::expand(location).map_err(|e| e.context(format!("table {name}")))?;
+            let filled =
+                Secret::expand(location).map_err(|e| e.context(format!("table {name}")))?;
             *location = filled.expose().to_owned();
         }
         let mut ours = Options::new(&name, &command.options)?;

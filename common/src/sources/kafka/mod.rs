@@ -172,10 +172,14 @@ fn on_error(
         ],
     )?;
     let topic = options.text("dead_letter_topic");
+    let location = options.secret("dead_letter_location");
+    let table = options.text("dead_letter_table");
     if on_error != OnError::DeadLetter {
-        return match topic {
-            Some(_) => Err(options.error("dead_letter_topic needs on_error 'dead_letter'")),
-            None => Ok((on_error, None)),
+        return match topic.is_some() || location.is_some() || table.is_some() {
+            true => Err(options.error(
+                "dead_letter_topic, dead_letter_location and dead_letter_table need on_error 'dead_letter'",
+            )),
+            false => Ok((on_error, None)),
         };
     }
     if let Some(own) = topic.as_ref().filter(|topic| topics.contains(topic)) {
@@ -183,7 +187,18 @@ fn on_error(
             "dead_letter_topic {own} is a topic that the table reads: name another"
         )));
     }
-    Ok((on_error, Some(DeadLetterTarget::Topic(topic))))
+    let target = match (topic, location, table) {
+        (topic, None, None) => DeadLetterTarget::Topic(topic),
+        (None, Some(location), Some(table)) if location.expose().starts_with("postgres") => {
+            DeadLetterTarget::Table { location, table }
+        }
+        _ => {
+            return Err(options.error(
+                "bad records go to one place: write dead_letter_topic '…', or dead_letter_location 'postgres://…' with dead_letter_table '…'",
+            ));
+        }
+    };
+    Ok((on_error, Some(target)))
 }
 
 fn streaming(options: &mut Options, schema: Option<&SchemaRef>) -> Result<StreamingOptions> {

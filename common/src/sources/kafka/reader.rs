@@ -516,7 +516,7 @@ impl<'a> Output<'a> {
             (None, OnError::Skip) => scan.metrics.records_skipped.add(bad.len()),
             (Some(letters), _) => {
                 let records = &self.records;
-                let letters_of = bad.iter().map(|(index, reason)| BadRecord {
+                let bad_records = bad.iter().map(|(index, reason)| BadRecord {
                     topic: &scan.range.topic,
                     partition: scan.range.partition,
                     offset: records.offset(*index),
@@ -525,7 +525,7 @@ impl<'a> Output<'a> {
                     headers: records.headers(*index),
                     reason,
                 });
-                letters.put(letters_of)?;
+                letters.put(&bad_records.collect::<Vec<_>>())?;
                 scan.metrics.records_dead_lettered.add(bad.len());
             }
             (None, _) => {

@@ -1,55 +1,30 @@
-//! Where bad records go under `on_error = 'dead_letter'`: whole, with their place and the reason, to a topic.
+//! Bad records as messages of another topic of the same brokers.
 
-use super::client::{Connection, Deliveries, wrong_setting};
+use super::BadRecord;
 use crate::error::Result;
+use crate::sources::kafka::client::{Connection, Deliveries, wrong_setting};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::Header;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Where bad records go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeadLetterTarget {
-    /// A topic of the same brokers; `None` stands for `<topic>_dead_letter` of each record's own topic.
-    Topic(Option<String>),
-}
-
-/// A record that did not decode.
-#[derive(Debug)]
-pub struct BadRecord<'a> {
-    pub topic: &'a str,
-    pub partition: i32,
-    pub offset: i64,
-    pub key: Option<&'a [u8]>,
-    pub value: Option<&'a [u8]>,
-    pub headers: Option<&'a OwnedHeaders>,
-    pub reason: &'a str,
-}
-
-/// The way out for bad records of one split. Connects with the first of them.
-pub struct DeadLetters<'a> {
-    target: &'a DeadLetterTarget,
+/// A topic; without a name it is `<topic>_dead_letter` of each record's own topic.
+pub struct DeadLetterTopic<'a> {
+    topic: Option<&'a str>,
     connection: &'a Connection,
     producer: Option<BaseProducer<Deliveries>>,
 }
 
-impl<'a> DeadLetters<'a> {
-    /// Bad records are going to `target`.
-    pub fn new(target: &'a DeadLetterTarget, connection: &'a Connection) -> Self {
+impl<'a> DeadLetterTopic<'a> {
+    pub fn new(topic: Option<&'a str>, connection: &'a Connection) -> Self {
         Self {
-            target,
+            topic,
             connection,
             producer: None,
         }
     }
 
-    /// Puts records aside, and returns when they are safe. Blocks: not for an async thread.
-    ///
-    /// # Errors
-    /// The topic cannot be written: a job that may not lose bad records fails.
-    pub fn put<'r>(&mut self, records: impl Iterator<Item = BadRecord<'r>>) -> Result<()> {
-        let DeadLetterTarget::Topic(topic) = self.target;
+    pub fn put(&mut self, records: &[BadRecord<'_>]) -> Result<()> {
         let producer = match &mut self.producer {
             Some(producer) => producer,
             empty => empty.insert(producer(self.connection)?),
@@ -57,15 +32,15 @@ impl<'a> DeadLetters<'a> {
         let deadline = Instant::now() + self.connection.timeout();
         let mut last = String::new();
         for record in records {
-            last = topic
-                .clone()
-                .unwrap_or_else(|| format!("{}_dead_letter", record.topic));
-            send(producer, &last, &record, deadline)
+            last = match self.topic {
+                Some(topic) => topic.to_owned(),
+                None => format!("{}_dead_letter", record.topic),
+            };
+            send(producer, &last, record, deadline)
                 .map_err(|e| self.connection.failed(refused(&last), &e))?;
         }
         let flushed = producer.flush(deadline.saturating_duration_since(Instant::now()));
-        let first_failure = producer.context().take_failure();
-        match (first_failure, flushed) {
+        match (producer.context().take_failure(), flushed) {
             (Some(error), _) | (None, Err(error)) => {
                 Err(self.connection.failed(refused(&last), &error))
             }

@@ -1,0 +1,8 @@
+//! The Postgres connector against a real server: what is read is what is there, what is written is there once.
+
+mod faults;
+mod harness;
+mod random;
+mod reading;
+mod types;
+mod writing;
