@@ -3,8 +3,7 @@
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use essaim_bench::messages::write_message;
-use essaim_common::sources::kafka::decode::JsonDecoder;
-use essaim_common::sources::kafka::records::Slices;
+use essaim_common::sources::kafka::decode::{JsonDecoder, Slices};
 use essaim_common::sources::kafka::timestamps::EpochUnit;
 use essaim_common::sources::postgres::decode::Decoder;
 use essaim_common::sources::postgres::types::Kind;

@@ -30,7 +30,7 @@ pub fn write_message(number: u64, buffer: &mut String) {
         random % 24,
         random / 24 % 60,
         random / 1440 % 60,
-        random % 2 == 0,
+        random.is_multiple_of(2),
     );
     let room = MESSAGE_BYTES - 2 - buffer.len();
     buffer.push_str(&WORDS[..room]);

@@ -10,6 +10,7 @@ use essaim_bench::report::Report;
 use essaim_tests::client::Client;
 use essaim_tests::cluster::Cluster;
 use essaim_tests::kafka::brokers;
+use essaim_tests::{SOON, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -94,20 +95,31 @@ async fn prepare() -> Result<()> {
             Err((name, code)) => bail!("creating topic {name}: {code}"),
         }
     }
-    tokio::task::spawn_blocking(fill).await?
+    // A new topic's partitions have no leader for a moment.
+    let ends = wait_for("the leaders of the topic's partitions", SOON, async || {
+        Ok(Some(tokio::task::spawn_blocking(ends).await??))
+    })
+    .await?;
+    tokio::task::spawn_blocking(move || fill(&ends)).await?
 }
 
-fn fill() -> Result<()> {
+/// How many messages each partition holds.
+fn ends() -> Result<Vec<u64>> {
     let consumer: BaseConsumer = config().create()?;
-    let mut missing = Vec::new();
-    for partition in 0..PARTITIONS {
-        let (low, high) = consumer.fetch_watermarks(TOPIC, partition, TIMEOUT)?;
-        ensure!(
-            low == 0 && high as u64 <= EACH,
-            "{TOPIC}[{partition}] holds {low}..{high}, not 0..{EACH}: delete the topic"
-        );
-        missing.push(high as u64..EACH);
-    }
+    (0..PARTITIONS)
+        .map(|partition| {
+            let (low, high) = consumer.fetch_watermarks(TOPIC, partition, TIMEOUT)?;
+            ensure!(
+                low == 0 && high as u64 <= EACH,
+                "{TOPIC}[{partition}] holds {low}..{high}, not 0..{EACH}: delete the topic"
+            );
+            Ok(high as u64)
+        })
+        .collect()
+}
+
+fn fill(ends: &[u64]) -> Result<()> {
+    let missing: Vec<_> = ends.iter().map(|end| *end..EACH).collect();
     if missing.iter().all(|range| range.is_empty()) {
         return Ok(());
     }
@@ -141,13 +153,11 @@ fn fill() -> Result<()> {
         }
     }
     producer.flush(TIMEOUT * 10)?;
-    for partition in 0..PARTITIONS {
-        let (_, high) = consumer.fetch_watermarks(TOPIC, partition, TIMEOUT)?;
-        ensure!(
-            high as u64 == EACH,
-            "{TOPIC}[{partition}] ends at {high}, not {EACH}"
-        );
-    }
+    let ends = self::ends()?;
+    ensure!(
+        ends.iter().all(|end| *end == EACH),
+        "{TOPIC} ends at {ends:?}, not at {EACH} in each partition"
+    );
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! JSON records to Arrow, a whole batch at once; a bad record is found and set apart, never its batch.
 
-use super::records::Slices;
+pub use super::records::Slices;
 use super::timestamps::{EpochUnit, convert, decoded_field, text};
 use crate::error::{Error, Result};
 use arrow::array::{RecordBatch, RecordBatchOptions};

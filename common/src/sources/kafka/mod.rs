@@ -9,7 +9,7 @@ pub mod decode;
 pub mod offsets;
 mod pool;
 mod reader;
-pub mod records;
+mod records;
 pub mod source;
 pub mod timestamps;
 

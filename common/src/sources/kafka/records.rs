@@ -73,6 +73,11 @@ impl Slices {
         self.ends.len()
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
     /// The one at `index`, if it is there.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         if !self.present.get(index).copied().unwrap_or(false) {
