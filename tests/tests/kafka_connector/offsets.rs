@@ -4,6 +4,8 @@ use crate::support::*;
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use essaim_common::connector::Connector;
+use essaim_common::sources::kafka::Kafka;
 use futures::TryStreamExt;
 use rdkafka::admin::AdminOptions;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -164,6 +166,27 @@ async fn brokers_out_of_reach_are_named_in_time() {
         error.contains("127.0.0.1:1") && error.contains("topic x"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_that_go_away_after_planning_are_named_in_time() {
+    let topic = numbered(1, 10).await;
+    let planned = plan(&topic, &[("request_timeout", "500 milliseconds")], 1)
+        .await
+        .unwrap();
+    let elsewhere = String::from_utf8(planned.reader.encode()).unwrap();
+    let elsewhere = elsewhere.replace(&brokers(), "127.0.0.1:1");
+    let reader = Kafka
+        .reader(elsewhere.as_bytes(), planned.reader.schema())
+        .unwrap();
+    let ctx = session().task_ctx();
+    let stream = reader.read(&planned.splits[0], 0, &ctx, &ExecutionPlanMetricsSet::new());
+    let outcome: Result<Vec<_>, _> = stream.unwrap().try_collect().await;
+    let error = essaim_common::Error::from(outcome.unwrap_err());
+    assert!(error.is_transient());
+    let text = error.to_string();
+    let place = format!("{topic}[0] offset 0: nothing came from the brokers 127.0.0.1:1");
+    assert!(text.contains(&place), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
