@@ -15,6 +15,7 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, ExecutionPlanProperties,
     InputDistributionRequirements, Partitioning, PlanProperties,
 };
+use datafusion_distributed::DistributedTaskContext;
 use futures::TryStreamExt;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -145,6 +146,9 @@ impl ExecutionPlan for SinkWriteExec {
     ) -> Result<SendableRecordBatchStream> {
         let rows = self.input.execute(partition, Arc::clone(&ctx))?;
         let writer = Arc::clone(&self.writer);
+        // In an exchange each task counts its partitions from 0; a writer is told its number in the whole stage.
+        let task = DistributedTaskContext::from_ctx(&ctx).task_index;
+        let partition = task * self.properties.output_partitioning().partition_count() + partition;
         let part = async move {
             let part = writer.write(partition, rows, &ctx).await?;
             Ok(RecordBatch::try_new(
@@ -194,6 +198,11 @@ impl SinkCommitExec {
     /// The sink table's name in the job.
     pub fn table(&self) -> &str {
         &self.table
+    }
+
+    /// Whether the run may be started anew after its master died, and its tasks run twice at once.
+    pub fn is_restartable(&self) -> bool {
+        self.committer.restartable()
     }
 }
 

@@ -222,7 +222,15 @@ impl TableProviderFactory for TableFactory {
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
         let declared: SchemaRef = Arc::clone(command.schema.inner());
-        let named = |error: Error| error.context(format!("table {name}"));
+        let named = |error: Error| {
+            let place = format!("table {name}");
+            // What comes from its options names the table already.
+            if error.to_string().starts_with(&place) {
+                error
+            } else {
+                error.context(place)
+            }
+        };
         let [location] = command.locations.as_slice() else {
             return Err(named(Error::invalid("LOCATION takes one text")).into());
         };
