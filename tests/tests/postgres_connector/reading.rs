@@ -284,7 +284,7 @@ async fn a_limit_and_an_empty_projection_reach_the_server() {
     )
     .await;
     assert!(plan.contains("LIMIT 3"), "{plan}");
-    let count = shown(&session, "SELECT count(*) AS n FROM some").await;
+    let count = shown(&session, "SELECT count(*) AS n FROM several").await;
     assert!(count.contains("| 1000 |"), "{count}");
     assert_eq!(
         rows(
