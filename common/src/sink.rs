@@ -50,6 +50,8 @@ pub struct SinkWriteExec {
     connector: &'static str,
     table: String,
     writer: Arc<dyn SinkWriter>,
+    /// All rows go to one writer: the planner merges the partitions below.
+    one_writer: bool,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
@@ -67,9 +69,23 @@ impl SinkWriteExec {
             connector,
             table: table.into(),
             writer,
+            one_writer: false,
             input,
             properties: properties(&PART_SCHEMA, partitions),
         }
+    }
+
+    /// The same with all rows going to one writer.
+    pub fn with_one_writer(self) -> Self {
+        let mut one = Self {
+            one_writer: true,
+            ..self
+        };
+        if one.input.output_partitioning().partition_count() > 1 {
+            one.input = Arc::new(CoalescePartitionsExec::new(one.input));
+            one.properties = properties(&PART_SCHEMA, 1);
+        }
+        one
     }
 
     /// The connector's name.
@@ -113,6 +129,14 @@ impl ExecutionPlan for SinkWriteExec {
         vec![false]
     }
 
+    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
+        InputDistributionRequirements::new(vec![if self.one_writer {
+            Distribution::SinglePartition
+        } else {
+            Distribution::UnspecifiedDistribution
+        }])
+    }
+
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
         vec![&self.input]
     }
@@ -131,12 +155,14 @@ impl ExecutionPlan for SinkWriteExec {
         let (Some(input), true) = (children.pop(), children.is_empty()) else {
             return internal_err!("a SinkWriteExec has one child");
         };
-        Ok(Arc::new(Self::new(
+        let mut write = Self::new(
             self.connector,
             self.table.clone(),
             Arc::clone(&self.writer),
             input,
-        )))
+        );
+        write.one_writer = self.one_writer;
+        Ok(Arc::new(write))
     }
 
     fn execute(
