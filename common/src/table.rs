@@ -14,8 +14,7 @@ use datafusion::catalog::{Session, TableProvider, TableProviderFactory};
 use datafusion::common::{Constraint, Result};
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
-use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::physical_plan::ExecutionPlan;
 use std::sync::Arc;
 
 /// A table of a connector, as a query sees it.
@@ -104,13 +103,10 @@ pub async fn insert(
         .plan(&input.schema(), overwrite, &run)
         .await
         .map_err(|e| e.context(format!("table {name}")))?;
-    let partitions = input.output_partitioning().partition_count();
-    let input = if sink.takes_one_writer() && partitions > 1 {
-        Arc::new(CoalescePartitionsExec::new(input)) as _
-    } else {
-        input
-    };
-    let write = SinkWriteExec::new(connector, name, planned.writer, input);
+    let mut write = SinkWriteExec::new(connector, name, planned.writer, input);
+    if sink.takes_one_writer() {
+        write = write.with_one_writer();
+    }
     Ok(Arc::new(SinkCommitExec::new(
         name,
         planned.committer,
@@ -222,7 +218,15 @@ impl TableProviderFactory for TableFactory {
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
         let declared: SchemaRef = Arc::clone(command.schema.inner());
-        let named = |error: Error| error.context(format!("table {name}"));
+        let named = |error: Error| {
+            let place = format!("table {name}");
+            // What comes from its options names the table already.
+            if error.to_string().starts_with(&place) {
+                error
+            } else {
+                error.context(place)
+            }
+        };
         let [location] = command.locations.as_slice() else {
             return Err(named(Error::invalid("LOCATION takes one text")).into());
         };

@@ -87,7 +87,7 @@ async fn run_statements(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<()
     shared.jobs.advance(job, JobState::Running, "").await;
     let generation = job.read(|record| record.generation);
     let scope = JobScope::new(job.id(), generation, shared.registry.slots());
-    let outcome = run_in_scope(shared, job, &scope, &sql).await;
+    let outcome = run_in_scope(shared, job, &scope, &sql, generation).await;
     scope.release().await;
     outcome
 }
@@ -97,6 +97,7 @@ async fn run_in_scope(
     job: &Arc<JobHandle>,
     scope: &Arc<JobScope>,
     sql: &str,
+    generation: u64,
 ) -> Result<()> {
     let mut planner = Arc::new(planner(shared, scope));
     let mut index = 0;
@@ -106,6 +107,15 @@ async fn run_in_scope(
             Purpose::Insert => {
                 scope.set_query(index as u32);
                 let query = plan(&mut planner, statement).await?;
+                if generation > 1 && !query.is_restartable() {
+                    return Err(Error::new(
+                        ErrorKind::Data,
+                        format!(
+                            "the master was restarted while the job ran, and {} may hold some of its rows already: look there before you submit it again",
+                            query.sink.unwrap_or_default()
+                        ),
+                    ));
+                }
                 let rows = run::start(shared, &planner, job, index, query).await?;
                 let _: Vec<_> = rows.try_collect().await?;
                 shared.jobs.save(job).await?;

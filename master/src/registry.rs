@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 /// How often a worker shall be heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -226,10 +228,11 @@ impl Registry {
         else {
             return false;
         };
+        // A dying process may still accept connections: only an answer counts.
         let reached = async {
-            let url = url::Url::parse(&address).ok()?;
-            let host = url.host_str()?.to_owned();
-            tokio::net::TcpStream::connect((host, url.port_or_known_default()?))
+            let channel = Endpoint::from_shared(address).ok()?.connect().await.ok()?;
+            HealthClient::new(channel)
+                .check(HealthCheckRequest::default())
                 .await
                 .ok()
         };

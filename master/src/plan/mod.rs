@@ -22,8 +22,10 @@ use datafusion::sql::sqlparser::ast::{self, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use essaim_common::scope::JobScope;
 use essaim_common::session::{self, Settings};
+use essaim_common::sink::SinkCommitExec;
+use essaim_common::sources::kafka::METADATA_KEY;
 use essaim_common::table::Table;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,8 +89,13 @@ pub fn purpose(statement: &Statement) -> Purpose {
 pub enum Execution {
     /// Cut: stages on the workers, the rest here.
     Tasks(Cut),
-    /// One distributed plan of datafusion-distributed; the reason says why. It is planned anew for each attempt.
-    Exchange(String),
+    /// One distributed plan of datafusion-distributed. It is planned anew for each attempt.
+    Exchange {
+        /// Why it is not cut into tasks.
+        reason: String,
+        /// The plan before it is distributed.
+        plan: Arc<dyn ExecutionPlan>,
+    },
     /// There is nothing to distribute.
     Master(Arc<dyn ExecutionPlan>),
 }
@@ -101,6 +108,19 @@ pub struct Query {
     pub execution: Execution,
     /// The table of an INSERT.
     pub sink: Option<String>,
+}
+
+impl Query {
+    /// Whether the query may be started anew after its master died, and its tasks run twice at once.
+    pub fn is_restartable(&self) -> bool {
+        let plan = match &self.execution {
+            Execution::Tasks(cut) => &cut.upper,
+            Execution::Master(plan) => plan,
+            Execution::Exchange { plan, .. } => plan,
+        };
+        plan.downcast_ref::<SinkCommitExec>()
+            .is_none_or(SinkCommitExec::is_restartable)
+    }
 }
 
 /// One session: the settings and tables of a job, and how its statements become queries.
@@ -183,7 +203,14 @@ impl Planner {
             }
             _ => None,
         };
-        self.ctx.execute_logical_plan(plan).await?;
+        self.ctx.execute_logical_plan(plan).await.map_err(|e| {
+            let error = Error::from(e);
+            // A declaration has no data that could be wrong: whatever does not stand is wrong in its text.
+            match error.kind() {
+                ErrorKind::Data => Error::invalid(error.to_string()),
+                _ => error,
+            }
+        })?;
         self.changed.extend(set);
         Ok(())
     }
@@ -192,8 +219,8 @@ impl Planner {
     ///
     /// # Errors
     /// Unknown names and types that do not fit, named; sources out of reach.
-    pub async fn query(&mut self, statement: Statement) -> Result<Query> {
-        self.fill_open_table(&statement).await?;
+    pub async fn query(&mut self, mut statement: Statement) -> Result<Query> {
+        self.prepare_insert(&mut statement).await?;
         if let Some((inner, verbose)) = explained(&statement)? {
             let query = Box::pin(self.query(inner)).await?;
             return explain::explain(self, query, verbose).await;
@@ -231,9 +258,15 @@ impl Planner {
             _ if cut.stages.is_empty() => Execution::Master(physical),
             "master" => Execution::Master(physical),
             "tasks" => Execution::Tasks(cut),
-            "exchange" => Execution::Exchange("SET essaim.execution = 'exchange'".to_owned()),
+            "exchange" => Execution::Exchange {
+                reason: "SET essaim.execution = 'exchange'".to_owned(),
+                plan: physical,
+            },
             "auto" => match cut::needs_exchange(&cut, settings.broadcast_threshold) {
-                Some(reason) => Execution::Exchange(reason),
+                Some(reason) => Execution::Exchange {
+                    reason,
+                    plan: physical,
+                },
                 None => Execution::Tasks(cut),
             },
             other => {
@@ -253,12 +286,13 @@ impl Planner {
         Ok(self.ctx.state().statement_to_plan(statement).await?)
     }
 
-    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT.
-    async fn fill_open_table(&self, statement: &Statement) -> Result<()> {
+    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that
+    /// a source only adds to what was declared, as Kafka's metadata, are not meant by an INSERT that names none.
+    async fn prepare_insert(&self, statement: &mut Statement) -> Result<()> {
         let Statement::Statement(sql) = statement else {
             return Ok(());
         };
-        let SqlStatement::Insert(insert) = sql.as_ref() else {
+        let SqlStatement::Insert(insert) = sql.as_mut() else {
             return Ok(());
         };
         let ast::TableObject::TableName(name) = &insert.table else {
@@ -269,6 +303,19 @@ impl Planner {
             // The planner names the unknown table.
             return Ok(());
         };
+        if insert.columns.is_empty() {
+            let schema = provider.schema();
+            let is_added =
+                |field: &arrow::datatypes::Field| field.metadata().contains_key(METADATA_KEY);
+            if schema.fields().iter().any(|field| is_added(field)) {
+                let declared = schema.fields().iter().filter(|field| !is_added(field));
+                insert.columns = declared
+                    .map(|field| {
+                        ast::ObjectName::from(vec![ast::Ident::with_quote('"', field.name())])
+                    })
+                    .collect();
+            }
+        }
         let Some(table) = provider.downcast_ref::<Table>().filter(|t| t.is_open()) else {
             return Ok(());
         };

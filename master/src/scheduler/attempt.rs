@@ -75,8 +75,10 @@ impl Attempts {
                         }
                         if failed.max(lost) >= settings.max_attempts.max(1) {
                             return Err(error.context(format!(
-                                "task {partition} of stage {} failed {failed} times and lost its worker {lost} times (essaim.max_attempts is {}), the last time",
-                                self.stage.id, settings.max_attempts
+                                "task {partition} of stage {} ({}) failed {failed} times and lost its worker {lost} times (essaim.max_attempts is {}), the last time",
+                                self.stage.id,
+                                self.stage.task_label(partition),
+                                settings.max_attempts
                             )));
                         }
                         if running.is_empty() {
