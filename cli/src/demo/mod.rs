@@ -14,6 +14,7 @@ use crate::serve::Signals;
 use account::Account;
 use anyhow::{Result, ensure};
 use cluster::Cluster;
+use indicatif::HumanCount;
 use job::Outcome;
 use kafka::{Broker, PARTITIONS, TOPIC};
 use postgres::{Installation, Ledger, Postgres};
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 /// Toots in the topic.
-const TOOTS: u64 = 240_000;
+const TOOTS: u64 = 300_000;
 /// Rows of the table that they are joined with.
 const ACCOUNTS: u64 = 1_000_000;
 const WORKERS: usize = 2;
@@ -118,6 +119,7 @@ async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Out
         postgres.port,
         broker.address()
     ));
+    screen.say("a master and its workers start, topic and table are filled");
     let address = broker.address();
     let variables = [
         ("DEMO_KAFKA", address.as_str()),
@@ -131,12 +133,14 @@ async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Out
     let (mut cluster, kafka_rows, ()) =
         tokio::try_join!(cluster, fill, postgres.fill_accounts(ACCOUNTS))?;
     screen.say(&format!(
-        "a master and {} workers are up at {}",
+        "the master and its {} workers are up at {}",
         cluster.workers.len(),
         cluster.grpc
     ));
     screen.say(&format!(
-        "{kafka_rows} toots are in the {PARTITIONS} partitions of topic {TOPIC}, {ACCOUNTS} rows in table accounts"
+        "{} toots are in the {PARTITIONS} partitions of topic {TOPIC}, {} rows in table accounts",
+        HumanCount(kafka_rows),
+        HumanCount(ACCOUNTS)
     ));
 
     screen.say("the job begins (examples/demo/job.sql)");

@@ -1,7 +1,8 @@
 //! What the demo says while it runs: lines with the time, a bar for the job where a terminal shows it.
 
 use crate::progress::Progress;
-use essaim_proto::v1::Job;
+use essaim_proto::v1::{Job, StageStatus};
+use indicatif::HumanCount;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -57,17 +58,18 @@ impl Screen {
         if self.progress.wanted() {
             return self.progress.update(job);
         }
-        if self.told.elapsed() < PAUSE {
+        let Some(query) = job.queries.last().filter(|_| self.told.elapsed() > PAUSE) else {
             return;
-        }
+        };
         self.told = Instant::now();
-        let stages = || job.queries.iter().flat_map(|query| &query.stages);
+        let sum = |of: fn(&StageStatus) -> u64| query.stages.iter().map(of).sum::<u64>();
         self.say(&format!(
-            "query {} of the job: {} of {} tasks done, {} running",
-            job.queries.len(),
-            stages().map(|stage| stage.tasks_done).sum::<u32>(),
-            stages().map(|stage| stage.tasks).sum::<u32>(),
-            stages().map(|stage| stage.tasks_running).sum::<u32>(),
+            "{}: {} of {} tasks done, {} running, {} rows read",
+            query.sink,
+            sum(|stage| stage.tasks_done.into()),
+            sum(|stage| stage.tasks.into()),
+            sum(|stage| stage.tasks_running.into()),
+            HumanCount(sum(|stage| stage.rows_in)),
         ));
     }
 
