@@ -24,17 +24,11 @@ pub struct Table {
     connector: &'static str,
     schema: SchemaRef,
     table: ConnectorTable,
-    unbounded: bool,
 }
 
 impl Table {
     /// A table of `connector`.
-    pub fn new(
-        name: String,
-        connector: &'static str,
-        table: ConnectorTable,
-        unbounded: bool,
-    ) -> Self {
+    pub fn new(name: String, connector: &'static str, table: ConnectorTable) -> Self {
         Self {
             name,
             connector,
@@ -43,18 +37,12 @@ impl Table {
                 .clone()
                 .unwrap_or_else(|| Arc::new(Schema::empty())),
             table,
-            unbounded,
         }
     }
 
     /// Whether the table takes its columns from the first INSERT, because none are declared or found.
     pub fn is_open(&self) -> bool {
         self.table.schema.is_none()
-    }
-
-    /// Whether it was declared UNBOUNDED.
-    pub fn is_unbounded(&self) -> bool {
-        self.unbounded
     }
 
     /// The connector's name.
@@ -73,7 +61,6 @@ impl Table {
                 source: self.table.source.clone(),
                 sink: self.table.sink.clone(),
             },
-            unbounded: self.unbounded,
         }
     }
 }
@@ -249,11 +236,6 @@ impl TableProviderFactory for TableFactory {
             unbounded: command.unbounded,
         };
         let table = self.0.table(spec).await.map_err(named)?;
-        Ok(Arc::new(Table::new(
-            name,
-            self.0.name(),
-            table,
-            command.unbounded,
-        )))
+        Ok(Arc::new(Table::new(name, self.0.name(), table)))
     }
 }

@@ -77,7 +77,8 @@ struct State {
 #[derive(Debug, Default)]
 pub struct Registry {
     state: Mutex<State>,
-    changed: Notify,
+    /// A worker came, left or drains. Not told of slots that come and go.
+    members_changed: Notify,
 }
 
 impl Registry {
@@ -140,6 +141,7 @@ impl Registry {
         let unwanted = self.dispatch(&mut state);
         drop(state);
         drop(unwanted);
+        self.members_changed.notify_waiters();
         Ok(())
     }
 
@@ -154,6 +156,7 @@ impl Registry {
         if request.draining && !member.draining {
             tracing::info!(worker = %request.worker_id, "draining");
             member.draining = true;
+            self.members_changed.notify_waiters();
         }
         true
     }
@@ -164,7 +167,7 @@ impl Registry {
         if let Some(member) = state.members.remove(worker) {
             tracing::info!(%worker, %why, "left");
             member.lost.cancel();
-            self.changed.notify_waiters();
+            self.members_changed.notify_waiters();
         }
     }
 
@@ -279,7 +282,7 @@ impl Registry {
     pub async fn wait_for_worker(&self, timeout: Duration) -> Result<()> {
         let wait = async {
             loop {
-                let changed = self.changed.notified();
+                let changed = self.members_changed.notified();
                 if self.slots() > 0 {
                     return;
                 }
@@ -300,7 +303,7 @@ impl Registry {
             if let Err(error) = self.wait_for_worker(timeout).await {
                 return error;
             }
-            let changed = self.changed.notified();
+            let changed = self.members_changed.notified();
             if self.slots() > 0 {
                 changed.await;
             }
@@ -333,7 +336,6 @@ impl Registry {
     /// Hands free slots to those who wait. Returns those whose waiter has gone in this very moment: giving one back
     /// takes the lock, so the caller drops them after it.
     fn dispatch(self: &Arc<Self>, state: &mut State) -> Vec<Slot> {
-        self.changed.notify_waiters();
         let mut unwanted = Vec::new();
         while let Some((job, position, worker)) = next_grant(state) {
             let Some(waiters) = state.waiting.get_mut(&job) else {

@@ -47,7 +47,8 @@ pub(crate) async fn start(
     }
     let is_insert = query.sink.is_some();
     let mut settings = planner.settings();
-    settings.speculation &= query.is_restartable();
+    let is_restartable = query.is_restartable();
+    settings.speculation &= is_restartable;
     let rows = match query.execution {
         Execution::Master(plan) => execute_stream(plan, planner.state().task_ctx())?,
         Execution::Tasks(cut) => {
@@ -72,6 +73,7 @@ pub(crate) async fn start(
                 Arc::clone(job),
                 index,
                 query.logical,
+                is_restartable,
             )
             .await?
         }
@@ -138,9 +140,14 @@ async fn exchanged(
     job: Arc<JobHandle>,
     index: usize,
     logical: LogicalPlan,
+    is_restartable: bool,
 ) -> Result<SendableRecordBatchStream> {
     let schema = Arc::new(logical.schema().as_arrow().clone());
-    let attempts = planner.settings().max_attempts.max(1);
+    let attempts = if is_restartable {
+        planner.settings().max_attempts.max(1)
+    } else {
+        1
+    };
     let rows = async move {
         let mut attempt = 1;
         loop {

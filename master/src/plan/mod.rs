@@ -13,17 +13,19 @@ use datafusion::common::TableReference;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
+use datafusion::logical_expr::{
+    CreateExternalTable, DdlStatement, LogicalPlan, Statement as LogicalStatement, WriteOp,
+};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{self, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use essaim_common::connector::METADATA_KEY;
 use essaim_common::scope::JobScope;
 use essaim_common::session::{self, Settings};
 use essaim_common::sink::SinkCommitExec;
-use essaim_common::sources::kafka::METADATA_KEY;
 use essaim_common::table::Table;
 use essaim_common::{Error, ErrorKind, Result};
 use std::collections::HashMap;
@@ -198,8 +200,28 @@ impl Planner {
             )));
         }
         let set = match &plan {
-            LogicalPlan::Statement(datafusion::logical_expr::Statement::SetVariable(set)) => {
+            LogicalPlan::Statement(LogicalStatement::SetVariable(set)) => {
+                if set.variable.starts_with("datafusion.runtime.") {
+                    return Err(Error::invalid(format!(
+                        "{} belongs to the processes, not to a job: start master and workers with --memory",
+                        set.variable
+                    )));
+                }
                 Some((set.variable.clone(), set.value.clone()))
+            }
+            LogicalPlan::Statement(LogicalStatement::ResetVariable(reset)) => {
+                self.changed.remove(&reset.variable);
+                None
+            }
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(table)) => {
+                return Err(Error::invalid(format!(
+                    "table {} would live in the master's memory: write CREATE VIEW, or CREATE EXTERNAL TABLE and INSERT INTO it",
+                    table.name
+                )));
+            }
+            LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) => {
+                self.check_connector(table)?;
+                None
             }
             _ => None,
         };
@@ -212,7 +234,46 @@ impl Planner {
             }
         })?;
         self.changed.extend(set);
+        let threshold = self.settings().broadcast_threshold;
+        let state = self.ctx.state_ref();
+        session::set_broadcast_threshold(state.write().config_mut().options_mut(), threshold);
         Ok(())
+    }
+
+    /// DataFusion names an unknown connector, but not the known ones.
+    fn check_connector(&self, table: &CreateExternalTable) -> Result<()> {
+        let state = self.ctx.state_ref();
+        let state = state.read();
+        let known = state.table_factories();
+        if known.contains_key(&table.file_type.to_uppercase()) {
+            return Ok(());
+        }
+        let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        Err(Error::invalid(format!(
+            "table {} is STORED AS {}, which is unknown: known are {}",
+            table.name,
+            table.file_type,
+            names.join(", ")
+        )))
+    }
+
+    /// The tables that an INSERT reads.
+    ///
+    /// # Errors
+    /// A name that is none.
+    pub fn tables_read(&self, statement: &Statement) -> Result<Vec<TableReference>> {
+        let rows = match statement {
+            Statement::Statement(sql) => match sql.as_ref() {
+                SqlStatement::Insert(ast::Insert {
+                    source: Some(source),
+                    ..
+                }) => Statement::Statement(Box::new(SqlStatement::Query(source.clone()))),
+                _ => return Ok(Vec::new()),
+            },
+            _ => return Ok(Vec::new()),
+        };
+        Ok(self.ctx.state().resolve_table_references(&rows)?)
     }
 
     /// Plans a statement that yields rows or writes them.
