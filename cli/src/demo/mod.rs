@@ -18,7 +18,7 @@ use indicatif::HumanCount;
 use job::Outcome;
 use kafka::{Broker, PARTITIONS, TOPIC};
 use postgres::{Installation, Ledger, Postgres};
-use process::Group;
+use process::{Group, private_folder};
 use screen::Screen;
 use serde::Serialize;
 use std::io::Write;
@@ -108,7 +108,7 @@ pub async fn run(args: DemoArgs) -> Result<()> {
 
 /// The demo up to its account. With `keep` the killed worker is replaced at the end.
 async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Outcome)> {
-    let folder = tempfile::Builder::new().prefix("essaim-demo-").tempdir()?;
+    let folder = private_folder("essaim-demo-")?;
     let installation = Installation::find()?;
     let group = Group::new(&[folder.path(), installation.folder()])?;
     let postgres = Postgres::start(&installation, &group).await?;

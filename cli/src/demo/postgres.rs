@@ -1,6 +1,6 @@
 //! A private PostgreSQL: made, filled and thrown away.
 
-use super::process::{Group, Process};
+use super::process::{Group, Process, private_folder};
 use super::toots::Toot;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// How long the server may take to come up.
 const START: Duration = Duration::from_secs(30);
@@ -39,7 +40,7 @@ pub struct Installation {
     programs: PathBuf,
     /// Whom the server runs as, if not as us: it refuses to run as root.
     user: Option<User>,
-    folder: tempfile::TempDir,
+    folder: TempDir,
 }
 
 impl Installation {
@@ -54,9 +55,7 @@ impl Installation {
             )?),
             false => None,
         };
-        let folder = tempfile::Builder::new()
-            .prefix("essaim-demo-postgres-")
-            .tempdir()?;
+        let folder = private_folder("essaim-demo-postgres-")?;
         if let Some(user) = &user {
             chown(
                 folder.path(),
@@ -148,7 +147,7 @@ impl Postgres {
             .context("cannot start initdb")?;
         ensure!(
             made.status.success(),
-            "initdb in {} failed: {}",
+            "initdb in {} failed (TMPDIR puts the folder elsewhere): {}",
             folder.display(),
             String::from_utf8_lossy(&made.stderr)
         );

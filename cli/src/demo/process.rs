@@ -3,12 +3,14 @@
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::ChildStdout;
 
@@ -21,6 +23,17 @@ const TAIL: usize = 15;
 /// ends the whole process group, twice because a first SIGTERM asks politely, and removes the folders.
 const GUARD: &str =
     "trap '' TERM; cat >/dev/null; kill 0; sleep 1; kill 0; sleep 1; rm -rf -- \"$@\"; kill -9 0";
+
+/// A folder in the temporary one that nobody else may look into. Removed when dropped.
+///
+/// # Errors
+/// It cannot be made.
+pub fn private_folder(prefix: &str) -> Result<TempDir> {
+    Ok(tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()?)
+}
 
 /// The process group of the demo's children, away from the terminal's Ctrl-C.
 #[derive(Debug)]
