@@ -9,7 +9,8 @@ cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 .PHONY: demo test lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
-demo: setup
+demo:
+	@scripts/setup demo
 	@[ -x "$(CARGO_TARGET_DIR)/debug/essaim" ] || echo "Building Essaim: minutes, the first time only."
 	@cargo run --quiet --bin essaim -- demo $(ARGS)
 

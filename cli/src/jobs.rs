@@ -210,7 +210,8 @@ async fn follow(
     Ok(None)
 }
 
-fn has_ended(state: JobState) -> bool {
+/// Whether nothing more becomes of a job.
+pub fn has_ended(state: JobState) -> bool {
     matches!(
         state,
         JobState::Succeeded | JobState::Failed | JobState::Cancelled

@@ -1,6 +1,7 @@
 //! The command line: one binary that is a master, a worker, a whole cluster or a client.
 
 mod client;
+mod demo;
 #[cfg(test)]
 mod fake;
 mod job_json;
@@ -45,6 +46,9 @@ enum Command {
     /// Run a master and workers in this process, and SQL on them.
     #[command(after_help = EXIT_CODES)]
     Local(serve::LocalArgs),
+    /// Run a job on a cluster, a broker and a database of its own, and kill a worker meanwhile.
+    #[command(after_help = EXIT_CODES)]
+    Demo(demo::DemoArgs),
     /// Run SQL: one statement, a file, or a shell.
     #[command(after_help = EXIT_CODES)]
     Sql(sql::SqlArgs),
@@ -100,6 +104,7 @@ impl Command {
         match self {
             Self::Master(args) => serve::master(args).await,
             Self::Worker(args) => serve::worker(args).await,
+            Self::Demo(args) => demo::run(args).await,
             // These two look after Ctrl-C themselves: a shell goes on after it.
             Self::Local(args) => serve::local(args).await,
             Self::Sql(args) => sql::run(args).await,

@@ -16,22 +16,41 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An input that nobody has used for so long is dropped: its master has died or lost sight of this worker.
+const UNUSED: Duration = Duration::from_secs(3600);
 
 /// The inputs that a worker holds, by key. An extension of the session's configuration on workers.
 #[derive(Debug, Default)]
 pub struct Broadcasts {
-    inputs: Mutex<HashMap<String, Arc<[RecordBatch]>>>,
+    inputs: Mutex<HashMap<String, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    batches: Arc<[RecordBatch]>,
+    used: Instant,
 }
 
 impl Broadcasts {
     /// Keeps an input until it is dropped by key.
     pub fn put(&self, key: String, batches: Vec<RecordBatch>) {
-        self.inputs.lock().insert(key, batches.into());
+        let mut inputs = self.inputs.lock();
+        inputs.retain(|_, held| held.used.elapsed() < UNUSED);
+        let held = Held {
+            batches: batches.into(),
+            used: Instant::now(),
+        };
+        inputs.insert(key, held);
     }
 
     /// The input of a key.
     pub fn get(&self, key: &str) -> Option<Arc<[RecordBatch]>> {
-        self.inputs.lock().get(key).cloned()
+        let mut inputs = self.inputs.lock();
+        let held = inputs.get_mut(key)?;
+        held.used = Instant::now();
+        Some(Arc::clone(&held.batches))
     }
 
     /// Lets go of an input.

@@ -29,6 +29,10 @@ pub struct TableSpec {
     pub unbounded: bool,
 }
 
+/// The metadata key of a column that a source adds to those that are declared: an INSERT that names no columns does
+/// not mean it.
+pub const METADATA_KEY: &str = "essaim.metadata";
+
 /// The two halves of a table, as far as its connector has them.
 #[derive(Debug)]
 pub struct ConnectorTable {

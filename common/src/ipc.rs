@@ -126,7 +126,7 @@ pub fn encode_stream(
 ) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
     enum State {
         Start(SendableRecordBatchStream),
-        Running(SendableRecordBatchStream, Encoder),
+        Running(SendableRecordBatchStream, Box<Encoder>),
         Done,
     }
     let chunks = |chunks: Result<Vec<Bytes>>| match chunks {
@@ -136,7 +136,7 @@ pub fn encode_stream(
     futures::stream::unfold(State::Start(rows), move |state| async move {
         let (mut rows, mut encoder) = match state {
             State::Start(rows) => match Encoder::new(&rows.schema()) {
-                Ok(encoder) => (rows, encoder),
+                Ok(encoder) => (rows, Box::new(encoder)),
                 Err(error) => return Some((vec![Err(error)], State::Done)),
             },
             State::Running(rows, encoder) => (rows, encoder),

@@ -170,52 +170,6 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// A number of bytes, written as `2GiB`, `64 MiB`, `10MB` or `4096`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(pub u64);
-
-impl FromStr for ByteSize {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let text = text.trim();
-        let end = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        let unit: u64 = match text[end..].trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "kb" => 1_000,
-            "mb" => 1_000_000,
-            "gb" => 1_000_000_000,
-            "k" | "kib" => 1 << 10,
-            "m" | "mib" => 1 << 20,
-            "g" | "gib" => 1 << 30,
-            other => {
-                return Err(Error::invalid(format!(
-                    "unknown unit {other}: write for example 512MiB or 2GiB"
-                )));
-            }
-        };
-        text[..end]
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(unit))
-            .map(Self)
-            .ok_or_else(|| Error::invalid(format!("{text} is no size: write for example 2GiB")))
-    }
-}
-
-impl Display for ByteSize {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            n if n >= 1 << 30 => write!(f, "{:.1}GiB", n as f64 / (1u64 << 30) as f64),
-            n if n >= 1 << 20 => write!(f, "{:.1}MiB", n as f64 / (1u64 << 20) as f64),
-            n if n >= 1 << 10 => write!(f, "{:.1}KiB", n as f64 / (1u64 << 10) as f64),
-            n => write!(f, "{n}B"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,14 +184,5 @@ mod tests {
             message,
             "table toots: unknown option startin_offsets: did you mean starting_offsets?"
         );
-    }
-
-    #[test]
-    fn sizes_are_read_and_shown() {
-        assert_eq!("2GiB".parse::<ByteSize>().unwrap(), ByteSize(2 << 30));
-        assert_eq!("10 MB".parse::<ByteSize>().unwrap(), ByteSize(10_000_000));
-        assert!("x".parse::<ByteSize>().is_err());
-        assert!("99999999999999GiB".parse::<ByteSize>().is_err());
-        assert_eq!(ByteSize(3 << 29).to_string(), "1.5GiB");
     }
 }

@@ -8,7 +8,8 @@ use datafusion::common::{Result, Statistics, internal_err};
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::coop::make_cooperative;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType};
 use datafusion::physical_plan::metrics::{
     Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet,
 };
@@ -73,7 +74,8 @@ impl ScanExec {
             Partitioning::UnknownPartitioning(partitions.len()),
             EmissionType::Incremental,
             Boundedness::Bounded,
-        );
+        )
+        .with_scheduling_type(SchedulingType::Cooperative);
         Self {
             connector,
             table: table.into(),
@@ -203,7 +205,9 @@ impl ExecutionPlan for ScanExec {
                     .map_err(DataFusionError::from)
             })
             .try_flatten();
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
+        let rows = RecordBatchStreamAdapter::new(self.schema(), rows);
+        // A split that is always ready must not keep a cancelled task, or its neighbours, from the runtime's threads.
+        Ok(make_cooperative(Box::pin(rows)))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {

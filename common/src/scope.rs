@@ -79,10 +79,10 @@ impl JobScope {
     {
         let key = format!("{} {key}", std::any::type_name::<T>());
         let mut resources = self.resources.lock().await;
-        if let Some(found) = resources.get(&key) {
-            if let Ok(found) = Arc::clone(found).downcast::<T>() {
-                return Ok(found);
-            }
+        if let Some(found) = resources.get(&key)
+            && let Ok(found) = Arc::clone(found).downcast::<T>()
+        {
+            return Ok(found);
         }
         let made = Arc::new(make.await?);
         resources.insert(key, Arc::clone(&made) as Resource);

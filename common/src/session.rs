@@ -112,11 +112,15 @@ pub fn config(target_partitions: usize) -> SessionConfig {
     options
         .optimizer
         .enable_physical_uncorrelated_scalar_subquery = false;
-    // A small side of a join is sent whole to every worker: as a stage's broadcast it is read once.
-    let threshold = Settings::default().broadcast_threshold;
-    options.optimizer.hash_join_single_partition_threshold = threshold;
-    options.optimizer.hash_join_single_partition_threshold_rows = threshold / 64;
+    set_broadcast_threshold(options, Settings::default().broadcast_threshold);
     config
+}
+
+/// Lets the planner choose what is sent whole to every worker: a side of a join of at most `bytes`, or of as many rows
+/// of 64 bytes where only the rows are known.
+pub fn set_broadcast_threshold(options: &mut ConfigOptions, bytes: usize) {
+    options.optimizer.hash_join_single_partition_threshold = bytes;
+    options.optimizer.hash_join_single_partition_threshold_rows = bytes / 64;
 }
 
 /// Functions, connectors and codec on top of `builder`.

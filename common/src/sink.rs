@@ -15,6 +15,7 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, ExecutionPlanProperties,
     InputDistributionRequirements, Partitioning, PlanProperties,
 };
+use datafusion_distributed::DistributedTaskContext;
 use futures::TryStreamExt;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -49,6 +50,8 @@ pub struct SinkWriteExec {
     connector: &'static str,
     table: String,
     writer: Arc<dyn SinkWriter>,
+    /// All rows go to one writer: the planner merges the partitions below.
+    one_writer: bool,
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
@@ -66,9 +69,23 @@ impl SinkWriteExec {
             connector,
             table: table.into(),
             writer,
+            one_writer: false,
             input,
             properties: properties(&PART_SCHEMA, partitions),
         }
+    }
+
+    /// The same with all rows going to one writer.
+    pub fn with_one_writer(self) -> Self {
+        let mut one = Self {
+            one_writer: true,
+            ..self
+        };
+        if one.input.output_partitioning().partition_count() > 1 {
+            one.input = Arc::new(CoalescePartitionsExec::new(one.input));
+            one.properties = properties(&PART_SCHEMA, 1);
+        }
+        one
     }
 
     /// The connector's name.
@@ -112,6 +129,14 @@ impl ExecutionPlan for SinkWriteExec {
         vec![false]
     }
 
+    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
+        InputDistributionRequirements::new(vec![if self.one_writer {
+            Distribution::SinglePartition
+        } else {
+            Distribution::UnspecifiedDistribution
+        }])
+    }
+
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
         vec![&self.input]
     }
@@ -130,12 +155,14 @@ impl ExecutionPlan for SinkWriteExec {
         let (Some(input), true) = (children.pop(), children.is_empty()) else {
             return internal_err!("a SinkWriteExec has one child");
         };
-        Ok(Arc::new(Self::new(
+        let mut write = Self::new(
             self.connector,
             self.table.clone(),
             Arc::clone(&self.writer),
             input,
-        )))
+        );
+        write.one_writer = self.one_writer;
+        Ok(Arc::new(write))
     }
 
     fn execute(
@@ -145,6 +172,9 @@ impl ExecutionPlan for SinkWriteExec {
     ) -> Result<SendableRecordBatchStream> {
         let rows = self.input.execute(partition, Arc::clone(&ctx))?;
         let writer = Arc::clone(&self.writer);
+        // In an exchange each task counts its partitions from 0; a writer is told its number in the whole stage.
+        let task = DistributedTaskContext::from_ctx(&ctx).task_index;
+        let partition = task * self.properties.output_partitioning().partition_count() + partition;
         let part = async move {
             let part = writer.write(partition, rows, &ctx).await?;
             Ok(RecordBatch::try_new(
@@ -194,6 +224,11 @@ impl SinkCommitExec {
     /// The sink table's name in the job.
     pub fn table(&self) -> &str {
         &self.table
+    }
+
+    /// Whether the run may be started anew after its master died, and its tasks run twice at once.
+    pub fn is_restartable(&self) -> bool {
+        self.committer.restartable()
     }
 }
 

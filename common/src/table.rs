@@ -14,8 +14,7 @@ use datafusion::catalog::{Session, TableProvider, TableProviderFactory};
 use datafusion::common::{Constraint, Result};
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
-use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::physical_plan::ExecutionPlan;
 use std::sync::Arc;
 
 /// A table of a connector, as a query sees it.
@@ -25,17 +24,11 @@ pub struct Table {
     connector: &'static str,
     schema: SchemaRef,
     table: ConnectorTable,
-    unbounded: bool,
 }
 
 impl Table {
     /// A table of `connector`.
-    pub fn new(
-        name: String,
-        connector: &'static str,
-        table: ConnectorTable,
-        unbounded: bool,
-    ) -> Self {
+    pub fn new(name: String, connector: &'static str, table: ConnectorTable) -> Self {
         Self {
             name,
             connector,
@@ -44,18 +37,12 @@ impl Table {
                 .clone()
                 .unwrap_or_else(|| Arc::new(Schema::empty())),
             table,
-            unbounded,
         }
     }
 
     /// Whether the table takes its columns from the first INSERT, because none are declared or found.
     pub fn is_open(&self) -> bool {
         self.table.schema.is_none()
-    }
-
-    /// Whether it was declared UNBOUNDED.
-    pub fn is_unbounded(&self) -> bool {
-        self.unbounded
     }
 
     /// The connector's name.
@@ -74,7 +61,6 @@ impl Table {
                 source: self.table.source.clone(),
                 sink: self.table.sink.clone(),
             },
-            unbounded: self.unbounded,
         }
     }
 }
@@ -104,13 +90,10 @@ pub async fn insert(
         .plan(&input.schema(), overwrite, &run)
         .await
         .map_err(|e| e.context(format!("table {name}")))?;
-    let partitions = input.output_partitioning().partition_count();
-    let input = if sink.takes_one_writer() && partitions > 1 {
-        Arc::new(CoalescePartitionsExec::new(input)) as _
-    } else {
-        input
-    };
-    let write = SinkWriteExec::new(connector, name, planned.writer, input);
+    let mut write = SinkWriteExec::new(connector, name, planned.writer, input);
+    if sink.takes_one_writer() {
+        write = write.with_one_writer();
+    }
     Ok(Arc::new(SinkCommitExec::new(
         name,
         planned.committer,
@@ -222,7 +205,15 @@ impl TableProviderFactory for TableFactory {
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
         let declared: SchemaRef = Arc::clone(command.schema.inner());
-        let named = |error: Error| error.context(format!("table {name}"));
+        let named = |error: Error| {
+            let place = format!("table {name}");
+            // What comes from its options names the table already.
+            if error.to_string().starts_with(&place) {
+                error
+            } else {
+                error.context(place)
+            }
+        };
         let [location] = command.locations.as_slice() else {
             return Err(named(Error::invalid("LOCATION takes one text")).into());
         };
@@ -245,11 +236,6 @@ impl TableProviderFactory for TableFactory {
             unbounded: command.unbounded,
         };
         let table = self.0.table(spec).await.map_err(named)?;
-        Ok(Arc::new(Table::new(
-            name,
-            self.0.name(),
-            table,
-            command.unbounded,
-        )))
+        Ok(Arc::new(Table::new(name, self.0.name(), table)))
     }
 }

@@ -5,6 +5,7 @@ use crate::jobs::handle::JobHandle;
 use crate::jobs::model::JobState;
 use crate::plan::{Planner, Purpose, Query, parse, purpose};
 use crate::run;
+use datafusion::common::TableReference;
 use datafusion::sql::parser::Statement;
 use essaim_common::scope::JobScope;
 use essaim_common::{Error, ErrorKind, Result};
@@ -20,19 +21,19 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
     let statements = parse(sql)?;
     let scope = JobScope::new("check", 0, shared.registry.slots());
     let mut planner = planner(shared, &scope);
-    let mut written: HashSet<String> = HashSet::new();
+    let mut written: HashSet<TableReference> = HashSet::new();
     let outcome = async {
         for statement in statements {
             match purpose(&statement) {
                 Purpose::Setup => planner.set_up(statement).await?,
                 Purpose::Insert => {
                     // What reads a table that the job itself makes can only be planned once it is there.
-                    let text = statement.to_string();
-                    if written.iter().any(|table| text.contains(table.as_str())) {
+                    let read = planner.tables_read(&statement)?;
+                    if read.iter().any(|table| written.contains(table)) {
                         continue;
                     }
                     let query = planner.query(statement).await?;
-                    written.extend(query.sink);
+                    written.extend(query.sink.map(TableReference::from));
                 }
                 Purpose::Rows => {
                     return Err(Error::invalid(format!(
@@ -64,7 +65,11 @@ fn planner(shared: &Arc<Shared>, scope: &Arc<JobScope>) -> Planner {
 /// Sees a job through to its end.
 pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
     let outcome = tokio::select! {
-        outcome = run_statements(&shared, &job) => outcome,
+        outcome = async {
+            // The semaphore lives as long as the master and is never closed.
+            let _turn = shared.running_jobs.acquire().await;
+            run_statements(&shared, &job).await
+        } => outcome,
         () = job.cancelled() => Err(Error::cancelled("cancelled")),
     };
     let (state, message) = match outcome {
@@ -87,7 +92,7 @@ async fn run_statements(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<()
     shared.jobs.advance(job, JobState::Running, "").await;
     let generation = job.read(|record| record.generation);
     let scope = JobScope::new(job.id(), generation, shared.registry.slots());
-    let outcome = run_in_scope(shared, job, &scope, &sql).await;
+    let outcome = run_in_scope(shared, job, &scope, &sql, generation).await;
     scope.release().await;
     outcome
 }
@@ -97,6 +102,7 @@ async fn run_in_scope(
     job: &Arc<JobHandle>,
     scope: &Arc<JobScope>,
     sql: &str,
+    generation: u64,
 ) -> Result<()> {
     let mut planner = Arc::new(planner(shared, scope));
     let mut index = 0;
@@ -106,6 +112,15 @@ async fn run_in_scope(
             Purpose::Insert => {
                 scope.set_query(index as u32);
                 let query = plan(&mut planner, statement).await?;
+                if generation > 1 && !query.is_restartable() {
+                    return Err(Error::new(
+                        ErrorKind::Data,
+                        format!(
+                            "the master was restarted while the job ran, and {} may hold some of its rows already: look there before you submit it again",
+                            query.sink.unwrap_or_default()
+                        ),
+                    ));
+                }
                 let rows = run::start(shared, &planner, job, index, query).await?;
                 let _: Vec<_> = rows.try_collect().await?;
                 shared.jobs.save(job).await?;

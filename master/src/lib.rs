@@ -26,12 +26,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
+/// Submitted jobs that run at a time; each holds connections of its own. The others stay queued.
+const MAX_RUNNING_JOBS: usize = 32;
 /// How long a stopping master waits for what is under way.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -66,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) jobs: Jobs,
     pub(crate) runtime: Arc<RuntimeEnv>,
+    /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
+    pub(crate) running_jobs: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -109,6 +114,7 @@ impl Master {
             registry: Arc::new(Registry::default()),
             jobs,
             runtime: session::runtime(config.memory_bytes)?,
+            running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 /// How often a worker shall be heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -75,7 +77,8 @@ struct State {
 #[derive(Debug, Default)]
 pub struct Registry {
     state: Mutex<State>,
-    changed: Notify,
+    /// A worker came, left or drains. Not told of slots that come and go.
+    members_changed: Notify,
 }
 
 impl Registry {
@@ -138,6 +141,7 @@ impl Registry {
         let unwanted = self.dispatch(&mut state);
         drop(state);
         drop(unwanted);
+        self.members_changed.notify_waiters();
         Ok(())
     }
 
@@ -152,6 +156,7 @@ impl Registry {
         if request.draining && !member.draining {
             tracing::info!(worker = %request.worker_id, "draining");
             member.draining = true;
+            self.members_changed.notify_waiters();
         }
         true
     }
@@ -162,7 +167,7 @@ impl Registry {
         if let Some(member) = state.members.remove(worker) {
             tracing::info!(%worker, %why, "left");
             member.lost.cancel();
-            self.changed.notify_waiters();
+            self.members_changed.notify_waiters();
         }
     }
 
@@ -226,10 +231,11 @@ impl Registry {
         else {
             return false;
         };
+        // A dying process may still accept connections: only an answer counts.
         let reached = async {
-            let url = url::Url::parse(&address).ok()?;
-            let host = url.host_str()?.to_owned();
-            tokio::net::TcpStream::connect((host, url.port_or_known_default()?))
+            let channel = Endpoint::from_shared(address).ok()?.connect().await.ok()?;
+            HealthClient::new(channel)
+                .check(HealthCheckRequest::default())
                 .await
                 .ok()
         };
@@ -276,7 +282,7 @@ impl Registry {
     pub async fn wait_for_worker(&self, timeout: Duration) -> Result<()> {
         let wait = async {
             loop {
-                let changed = self.changed.notified();
+                let changed = self.members_changed.notified();
                 if self.slots() > 0 {
                     return;
                 }
@@ -297,7 +303,7 @@ impl Registry {
             if let Err(error) = self.wait_for_worker(timeout).await {
                 return error;
             }
-            let changed = self.changed.notified();
+            let changed = self.members_changed.notified();
             if self.slots() > 0 {
                 changed.await;
             }
@@ -330,7 +336,6 @@ impl Registry {
     /// Hands free slots to those who wait. Returns those whose waiter has gone in this very moment: giving one back
     /// takes the lock, so the caller drops them after it.
     fn dispatch(self: &Arc<Self>, state: &mut State) -> Vec<Slot> {
-        self.changed.notify_waiters();
         let mut unwanted = Vec::new();
         while let Some((job, position, worker)) = next_grant(state) {
             let Some(waiters) = state.waiting.get_mut(&job) else {

@@ -35,7 +35,7 @@ pub(crate) async fn start(
 ) -> Result<SendableRecordBatchStream> {
     let execution = match &query.execution {
         Execution::Tasks(_) => "tasks",
-        Execution::Exchange(_) => "exchange",
+        Execution::Exchange { .. } => "exchange",
         Execution::Master(_) => "master",
     };
     job.update_query(index, |record| {
@@ -46,6 +46,9 @@ pub(crate) async fn start(
         wait_for_worker(shared, planner, job).await?;
     }
     let is_insert = query.sink.is_some();
+    let mut settings = planner.settings();
+    let is_restartable = query.is_restartable();
+    settings.speculation &= is_restartable;
     let rows = match query.execution {
         Execution::Master(plan) => execute_stream(plan, planner.state().task_ctx())?,
         Execution::Tasks(cut) => {
@@ -53,7 +56,7 @@ pub(crate) async fn start(
                 Arc::clone(job),
                 index,
                 Arc::clone(&shared.registry),
-                planner.settings(),
+                settings,
                 planner.changed_settings().clone(),
             );
             let state = planner.state();
@@ -63,13 +66,14 @@ pub(crate) async fn start(
             let rows = execute_stream(cut.upper, Arc::new(ctx))?;
             keep(rows, stop)
         }
-        Execution::Exchange(_) => {
+        Execution::Exchange { .. } => {
             exchanged(
                 Arc::clone(shared),
                 Arc::clone(planner),
                 Arc::clone(job),
                 index,
                 query.logical,
+                is_restartable,
             )
             .await?
         }
@@ -136,9 +140,14 @@ async fn exchanged(
     job: Arc<JobHandle>,
     index: usize,
     logical: LogicalPlan,
+    is_restartable: bool,
 ) -> Result<SendableRecordBatchStream> {
     let schema = Arc::new(logical.schema().as_arrow().clone());
-    let attempts = planner.settings().max_attempts.max(1);
+    let attempts = if is_restartable {
+        planner.settings().max_attempts.max(1)
+    } else {
+        1
+    };
     let rows = async move {
         let mut attempt = 1;
         loop {

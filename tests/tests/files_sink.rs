@@ -56,7 +56,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     };
     let mut found = Vec::new();
     for entry in entries {
-        let path = entry.unwrap().path();
+        let path = entry.expect("a folder can be read").path();
         if path.is_dir() {
             found.extend(files(&path));
         } else {

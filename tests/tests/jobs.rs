@@ -354,7 +354,7 @@ impl Drop for Transfers {
     }
 }
 
-const ACCOUNTS: i64 = 30_000;
+const ACCOUNTS: i64 = 60_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ranges_read_by_two_workers_during_writes_add_up_to_one_moment() -> Result<()> {

@@ -151,7 +151,7 @@ impl Worker {
         {
             tracing::warn!("tasks are still running after 30 s: handing them back");
         }
-        self.membership.leave().await;
+        // The server first, so that the last words of the last tasks are out before the master forgets the worker.
         self.stop.cancel();
         let mut server = self.server;
         if tokio::time::timeout(Duration::from_secs(1), &mut server)
@@ -160,5 +160,6 @@ impl Worker {
         {
             server.abort();
         }
+        self.membership.leave().await;
     }
 }

@@ -2,6 +2,7 @@
 
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion_distributed::DistributedTaskContext;
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
@@ -80,6 +81,11 @@ impl TaskService {
         for (name, value) in &request.settings {
             config.options_mut().set(name, value)?;
         }
+        // The plan has one partition; which one of the stage's it is, a sink's writer asks here.
+        config.set_extension(Arc::new(DistributedTaskContext {
+            task_index: request.partition as usize,
+            task_count: 0,
+        }));
         Ok(Arc::new(TaskContext::new(
             Some(request.task.clone()),
             state.session_id().to_owned(),
@@ -103,15 +109,14 @@ impl TaskService {
         let context = self.context(&request)?;
         let plan =
             physical_plan_from_bytes_with_extension_codec(&request.plan, &context, &EssaimCodec)?;
-        let partition = request.partition as usize;
-        if partition >= plan.output_partitioning().partition_count() {
+        let partitions = plan.output_partitioning().partition_count();
+        if partitions != 1 {
             return Err(Error::internal(format!(
-                "task {} asks for partition {partition} of a plan with {}",
-                request.task,
-                plan.output_partitioning().partition_count()
+                "the plan of task {} has {partitions} partitions, not one",
+                request.task
             )));
         }
-        let rows = plan.execute(partition, context)?;
+        let rows = plan.execute(0, context)?;
         let entered = self.gauge.enter();
         tracing::debug!(task = %request.task, "running");
         Ok(Box::pin(respond(

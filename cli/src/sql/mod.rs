@@ -11,7 +11,7 @@ use crate::jobs::read_file;
 use anyhow::Result;
 use print::Format;
 use session::{Flow, Session};
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use tokio::sync::mpsc;
 
 /// Lines that may wait between standard input and the statements they are part of.
@@ -108,13 +108,9 @@ async fn standard_input(session: &mut Session) -> Result<()> {
     let (sender, mut lines) = mpsc::channel(LINES_AHEAD);
     // Reading blocks and cannot be cancelled: a thread that nobody waits for does not hold up Ctrl-C.
     std::thread::spawn(move || {
-        let mut input = std::io::stdin().lock();
-        loop {
-            let mut line = String::new();
-            let read = input.read_line(&mut line);
-            let last = !matches!(read, Ok(n) if n > 0);
-            let line = read.map(|_| line);
-            if (last && line.is_ok()) || sender.blocking_send(line).is_err() || last {
+        for line in std::io::stdin().lines() {
+            let broken = line.is_err();
+            if sender.blocking_send(line.map(|line| line + "\n")).is_err() || broken {
                 break;
             }
         }

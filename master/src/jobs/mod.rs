@@ -16,6 +16,8 @@ use std::sync::Arc;
 const MAX_OPEN_JOBS: usize = 1_000;
 /// Ended jobs that are remembered; the oldest are forgotten first.
 const MAX_ENDED_JOBS: usize = 1_000;
+/// Ended queries of clients that are remembered: they must not push jobs out.
+const MAX_ENDED_QUERIES: usize = 100;
 
 /// All jobs that the master remembers.
 #[derive(Debug)]
@@ -179,17 +181,18 @@ impl Jobs {
     async fn forget_oldest(&self) {
         let forgotten: Vec<Entry> = {
             let mut known = self.known.lock();
-            let ended: Vec<String> = known
-                .iter()
-                .filter(|(_, entry)| entry.job.read(|record| record.state.is_final()))
-                .map(|(id, _)| id.clone())
-                .collect();
-            let surplus = ended.len().saturating_sub(MAX_ENDED_JOBS);
-            ended
-                .iter()
-                .take(surplus)
-                .filter_map(|id| known.remove(id))
-                .collect()
+            let mut surplus: Vec<String> = Vec::new();
+            for (stored, kept) in [(true, MAX_ENDED_JOBS), (false, MAX_ENDED_QUERIES)] {
+                let ended: Vec<&String> = known
+                    .iter()
+                    .filter(|(_, entry)| entry.stored == stored)
+                    .filter(|(_, entry)| entry.job.read(|record| record.state.is_final()))
+                    .map(|(id, _)| id)
+                    .collect();
+                let count = ended.len().saturating_sub(kept);
+                surplus.extend(ended.into_iter().take(count).cloned());
+            }
+            surplus.iter().filter_map(|id| known.remove(id)).collect()
         };
         for entry in forgotten.iter().filter(|entry| entry.stored) {
             self.store.remove(&entry.job.id()).await;

@@ -18,6 +18,7 @@ use datafusion::physical_plan::joins::{
 };
 use datafusion::physical_plan::limit::LocalLimitExec;
 use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::unnest::UnnestExec;
@@ -73,6 +74,10 @@ struct Knife {
 
 impl Knife {
     fn place(&mut self, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
+        // A recursive query runs its second input again and again: no stage is read twice.
+        if plan.is::<RecursiveQueryExec>() {
+            return Ok(Placed::Above(plan));
+        }
         let children: Vec<_> = plan.children().into_iter().cloned().collect();
         if children.is_empty() {
             return Ok(if is_distributed_leaf(&plan) {

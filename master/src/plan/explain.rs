@@ -71,7 +71,7 @@ pub(crate) async fn explain(planner: &Planner, query: Query, verbose: bool) -> R
                 ));
             }
         }
-        Execution::Exchange(reason) => {
+        Execution::Exchange { reason, .. } => {
             rows.push((
                 "execution".to_owned(),
                 format!("exchange: {reason}. Retried as a whole"),

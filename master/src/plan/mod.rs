@@ -13,17 +13,21 @@ use datafusion::common::TableReference;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
+use datafusion::logical_expr::{
+    CreateExternalTable, DdlStatement, LogicalPlan, Statement as LogicalStatement, WriteOp,
+};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{self, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use essaim_common::connector::METADATA_KEY;
 use essaim_common::scope::JobScope;
 use essaim_common::session::{self, Settings};
+use essaim_common::sink::SinkCommitExec;
 use essaim_common::table::Table;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,8 +91,13 @@ pub fn purpose(statement: &Statement) -> Purpose {
 pub enum Execution {
     /// Cut: stages on the workers, the rest here.
     Tasks(Cut),
-    /// One distributed plan of datafusion-distributed; the reason says why. It is planned anew for each attempt.
-    Exchange(String),
+    /// One distributed plan of datafusion-distributed. It is planned anew for each attempt.
+    Exchange {
+        /// Why it is not cut into tasks.
+        reason: String,
+        /// The plan before it is distributed.
+        plan: Arc<dyn ExecutionPlan>,
+    },
     /// There is nothing to distribute.
     Master(Arc<dyn ExecutionPlan>),
 }
@@ -101,6 +110,19 @@ pub struct Query {
     pub execution: Execution,
     /// The table of an INSERT.
     pub sink: Option<String>,
+}
+
+impl Query {
+    /// Whether the query may be started anew after its master died, and its tasks run twice at once.
+    pub fn is_restartable(&self) -> bool {
+        let plan = match &self.execution {
+            Execution::Tasks(cut) => &cut.upper,
+            Execution::Master(plan) => plan,
+            Execution::Exchange { plan, .. } => plan,
+        };
+        plan.downcast_ref::<SinkCommitExec>()
+            .is_none_or(SinkCommitExec::is_restartable)
+    }
 }
 
 /// One session: the settings and tables of a job, and how its statements become queries.
@@ -178,22 +200,88 @@ impl Planner {
             )));
         }
         let set = match &plan {
-            LogicalPlan::Statement(datafusion::logical_expr::Statement::SetVariable(set)) => {
+            LogicalPlan::Statement(LogicalStatement::SetVariable(set)) => {
+                if set.variable.starts_with("datafusion.runtime.") {
+                    return Err(Error::invalid(format!(
+                        "{} belongs to the processes, not to a job: start master and workers with --memory",
+                        set.variable
+                    )));
+                }
                 Some((set.variable.clone(), set.value.clone()))
+            }
+            LogicalPlan::Statement(LogicalStatement::ResetVariable(reset)) => {
+                self.changed.remove(&reset.variable);
+                None
+            }
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(table)) => {
+                return Err(Error::invalid(format!(
+                    "table {} would live in the master's memory: write CREATE VIEW, or CREATE EXTERNAL TABLE and INSERT INTO it",
+                    table.name
+                )));
+            }
+            LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) => {
+                self.check_connector(table)?;
+                None
             }
             _ => None,
         };
-        self.ctx.execute_logical_plan(plan).await?;
+        self.ctx.execute_logical_plan(plan).await.map_err(|e| {
+            let error = Error::from(e);
+            // A declaration has no data that could be wrong: whatever does not stand is wrong in its text.
+            match error.kind() {
+                ErrorKind::Data => Error::invalid(error.to_string()),
+                _ => error,
+            }
+        })?;
         self.changed.extend(set);
+        let threshold = self.settings().broadcast_threshold;
+        let state = self.ctx.state_ref();
+        session::set_broadcast_threshold(state.write().config_mut().options_mut(), threshold);
         Ok(())
+    }
+
+    /// DataFusion names an unknown connector, but not the known ones.
+    fn check_connector(&self, table: &CreateExternalTable) -> Result<()> {
+        let state = self.ctx.state_ref();
+        let state = state.read();
+        let known = state.table_factories();
+        if known.contains_key(&table.file_type.to_uppercase()) {
+            return Ok(());
+        }
+        let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        Err(Error::invalid(format!(
+            "table {} is STORED AS {}, which is unknown: known are {}",
+            table.name,
+            table.file_type,
+            names.join(", ")
+        )))
+    }
+
+    /// The tables that an INSERT reads.
+    ///
+    /// # Errors
+    /// A name that is none.
+    pub fn tables_read(&self, statement: &Statement) -> Result<Vec<TableReference>> {
+        let rows = match statement {
+            Statement::Statement(sql) => match sql.as_ref() {
+                SqlStatement::Insert(ast::Insert {
+                    source: Some(source),
+                    ..
+                }) => Statement::Statement(Box::new(SqlStatement::Query(source.clone()))),
+                _ => return Ok(Vec::new()),
+            },
+            _ => return Ok(Vec::new()),
+        };
+        Ok(self.ctx.state().resolve_table_references(&rows)?)
     }
 
     /// Plans a statement that yields rows or writes them.
     ///
     /// # Errors
     /// Unknown names and types that do not fit, named; sources out of reach.
-    pub async fn query(&mut self, statement: Statement) -> Result<Query> {
-        self.fill_open_table(&statement).await?;
+    pub async fn query(&mut self, mut statement: Statement) -> Result<Query> {
+        self.prepare_insert(&mut statement).await?;
         if let Some((inner, verbose)) = explained(&statement)? {
             let query = Box::pin(self.query(inner)).await?;
             return explain::explain(self, query, verbose).await;
@@ -231,9 +319,15 @@ impl Planner {
             _ if cut.stages.is_empty() => Execution::Master(physical),
             "master" => Execution::Master(physical),
             "tasks" => Execution::Tasks(cut),
-            "exchange" => Execution::Exchange("SET essaim.execution = 'exchange'".to_owned()),
+            "exchange" => Execution::Exchange {
+                reason: "SET essaim.execution = 'exchange'".to_owned(),
+                plan: physical,
+            },
             "auto" => match cut::needs_exchange(&cut, settings.broadcast_threshold) {
-                Some(reason) => Execution::Exchange(reason),
+                Some(reason) => Execution::Exchange {
+                    reason,
+                    plan: physical,
+                },
                 None => Execution::Tasks(cut),
             },
             other => {
@@ -253,12 +347,13 @@ impl Planner {
         Ok(self.ctx.state().statement_to_plan(statement).await?)
     }
 
-    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT.
-    async fn fill_open_table(&self, statement: &Statement) -> Result<()> {
+    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that
+    /// a source only adds to what was declared, as Kafka's metadata, are not meant by an INSERT that names none.
+    async fn prepare_insert(&self, statement: &mut Statement) -> Result<()> {
         let Statement::Statement(sql) = statement else {
             return Ok(());
         };
-        let SqlStatement::Insert(insert) = sql.as_ref() else {
+        let SqlStatement::Insert(insert) = sql.as_mut() else {
             return Ok(());
         };
         let ast::TableObject::TableName(name) = &insert.table else {
@@ -269,6 +364,19 @@ impl Planner {
             // The planner names the unknown table.
             return Ok(());
         };
+        if insert.columns.is_empty() {
+            let schema = provider.schema();
+            let is_added =
+                |field: &arrow::datatypes::Field| field.metadata().contains_key(METADATA_KEY);
+            if schema.fields().iter().any(|field| is_added(field)) {
+                let declared = schema.fields().iter().filter(|field| !is_added(field));
+                insert.columns = declared
+                    .map(|field| {
+                        ast::ObjectName::from(vec![ast::Ident::with_quote('"', field.name())])
+                    })
+                    .collect();
+            }
+        }
         let Some(table) = provider.downcast_ref::<Table>().filter(|t| t.is_open()) else {
             return Ok(());
         };

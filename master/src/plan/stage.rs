@@ -46,12 +46,12 @@ impl Stage {
         self.plan.output_partitioning().partition_count()
     }
 
-    /// The plan with only those splits that task `partition` reads: what is sent to its worker.
+    /// The plan of task `partition` alone: one partition, which is what its worker is sent.
     ///
     /// # Errors
     /// None for a plan that the cut made.
     pub fn task_plan(&self, partition: usize) -> Result<Arc<dyn ExecutionPlan>> {
-        restrict(&self.plan, Some(partition))
+        only(&self.plan, partition)
     }
 
     /// What task `partition` reads, for people.
@@ -62,56 +62,39 @@ impl Stage {
     }
 }
 
-/// Empties every leaf partition that `partition` of `plan` does not read.
-fn restrict(
-    plan: &Arc<dyn ExecutionPlan>,
-    partition: Option<usize>,
-) -> Result<Arc<dyn ExecutionPlan>> {
+/// `plan` with nothing but what its partition `partition` needs, as its only partition.
+fn only(plan: &Arc<dyn ExecutionPlan>, partition: usize) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(scan) = plan.downcast_ref::<ScanExec>() {
-        let partitions = scan.partitions().iter().enumerate();
-        return Ok(Arc::new(
-            scan.with_partitions(
-                partitions
-                    .map(|(index, splits)| match partition {
-                        Some(wanted) if wanted == index => Arc::clone(splits),
-                        _ => Arc::from([]),
-                    })
-                    .collect(),
-            ),
-        ));
+        let splits = scan.partitions().get(partition).cloned();
+        return Ok(Arc::new(scan.with_partitions(splits.into_iter().collect())));
     }
     if let Some(files) = file_scan(plan) {
-        let groups = files.file_groups.iter().enumerate();
-        let groups = groups
-            .map(|(index, group)| match partition {
-                Some(wanted) if wanted == index => group.clone(),
-                _ => FileGroup::default(),
-            })
-            .collect();
+        let group = files.file_groups.get(partition).cloned();
         let files = FileScanConfigBuilder::from(files.clone())
-            .with_file_groups(groups)
+            .with_file_groups(vec![group.unwrap_or_default()])
             .build();
         return Ok(DataSourceExec::from_data_source(files));
     }
     if plan.is::<BroadcastExec>() {
         return Ok(Arc::clone(plan));
     }
-    let mut offset = 0;
-    let is_union = plan.is::<UnionExec>();
-    let mut inputs = Vec::new();
-    for child in plan.children() {
-        let wanted = if is_union {
+    if plan.is::<UnionExec>() {
+        // A partition of a union is one of one input: the other inputs stay away.
+        let mut local = partition;
+        for child in plan.children() {
             let count = child.output_partitioning().partition_count();
-            let wanted = partition
-                .and_then(|partition| partition.checked_sub(offset))
-                .filter(|local| *local < count);
-            offset += count;
-            wanted
-        } else {
-            partition
-        };
-        inputs.push(restrict(child, wanted)?);
+            if local < count {
+                return only(child, local);
+            }
+            local -= count;
+        }
+        return internal_err!("a union has no partition {partition}");
     }
+    let inputs = plan
+        .children()
+        .into_iter()
+        .map(|child| only(child, partition))
+        .collect::<Result<_>>()?;
     rebuild(Arc::clone(plan), inputs)
 }
 

@@ -16,9 +16,12 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tonic::{Code, Status};
 
 /// A worker that says nothing for so long, not even how far it is, is taken for stuck.
 const SILENCE: Duration = Duration::from_secs(120);
+/// How long a task rests after its first failure; twice as long after each other one.
+const BACK_OFF: Duration = Duration::from_millis(200);
 /// How often a running task is compared with the others.
 const STRAGGLER_CHECK: Duration = Duration::from_millis(250);
 
@@ -51,16 +54,12 @@ impl Attempts {
 
     /// Runs task `partition` until one attempt succeeds or too many have failed.
     pub(crate) async fn run(&self, partition: usize) -> Result<Spool> {
-        let plan = physical_plan_to_bytes_with_extension_codec(
-            self.stage.task_plan(partition)?,
-            &EssaimCodec,
-        )?;
         let settings = &self.stages.settings;
         let mut avoid: Vec<String> = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut started = 1;
         let (mut failed, mut lost) = (0, 0);
-        running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
+        running.push(self.attempt(partition, started, Duration::ZERO, avoid.clone()));
         loop {
             tokio::select! {
                 Some(outcome) = running.next() => match outcome {
@@ -75,20 +74,25 @@ impl Attempts {
                         }
                         if failed.max(lost) >= settings.max_attempts.max(1) {
                             return Err(error.context(format!(
-                                "task {partition} of stage {} failed {failed} times and lost its worker {lost} times (essaim.max_attempts is {}), the last time",
-                                self.stage.id, settings.max_attempts
+                                "task {partition} of stage {} ({}) failed {failed} times and lost its worker {lost} times (essaim.max_attempts is {}), the last time",
+                                self.stage.id,
+                                self.stage.task_label(partition),
+                                settings.max_attempts
                             )));
                         }
                         if running.is_empty() {
                             started += 1;
-                            running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
+                            // What is out of reach now may be back in a moment.
+                            let pause = BACK_OFF * 2_u32.saturating_pow(failed.min(8) as u32) / 2;
+                            let pause = if failure.lost { Duration::ZERO } else { pause };
+                            running.push(self.attempt(partition, started, pause, avoid.clone()));
                         }
                     }
                 },
                 straggler = self.straggles(partition), if settings.speculation && running.len() == 1 => {
                     avoid.push(straggler);
                     started += 1;
-                    running.push(self.attempt(partition, started, plan.clone(), avoid.clone()));
+                    running.push(self.attempt(partition, started, Duration::ZERO, avoid.clone()));
                 }
             }
         }
@@ -127,9 +131,12 @@ impl Attempts {
         &self,
         partition: usize,
         number: u32,
-        plan: bytes::Bytes,
+        pause: Duration,
         avoid: Vec<String>,
     ) -> Result<Spool, Failure> {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let job = self.stages.job.id();
         let registry = &self.stages.registry;
         let timeout = Duration::from_secs(self.stages.settings.worker_timeout_s);
@@ -147,17 +154,12 @@ impl Attempts {
         }
         let started = Instant::now();
         let mut record = Record::new(self, partition, number, slot.worker());
-        let request = RunRequest {
-            task: format!(
-                "{job}/{}/{}/{partition}/{number}",
-                self.stages.query, self.stage.id
-            ),
-            plan,
-            partition: partition as u32,
-            settings: self.stages.worker_settings.clone(),
-        };
+        let name = format!(
+            "{job}/{}/{}/{partition}/{number}",
+            self.stages.query, self.stage.id
+        );
         let outcome = tokio::select! {
-            outcome = self.call(&slot, request, &mut record) => outcome,
+            outcome = self.call(&slot, partition, name, &mut record) => outcome,
             () = slot.lost() => Err(Error::unavailable(format!("worker {} was lost", slot.worker()))),
         };
         match outcome {
@@ -183,9 +185,19 @@ impl Attempts {
     async fn call(
         &self,
         slot: &Slot,
-        request: RunRequest,
+        partition: usize,
+        task: String,
         record: &mut Record<'_>,
     ) -> Result<Spool> {
+        let request = RunRequest {
+            task,
+            plan: physical_plan_to_bytes_with_extension_codec(
+                self.stage.task_plan(partition)?,
+                &EssaimCodec,
+            )?,
+            partition: partition as u32,
+            settings: self.stages.worker_settings.clone(),
+        };
         let mut client = slot.client();
         self.stages
             .deliver(&self.stage, slot.worker(), &mut client)
@@ -199,14 +211,16 @@ impl Attempts {
         };
         let mut responses = tokio::time::timeout(SILENCE, client.run(request))
             .await
-            .map_err(|_| silent())??
+            .map_err(|_| silent())?
+            .map_err(from_worker)?
             .into_inner();
         let mut decoder = Decoder::default();
         let mut spool = SpoolWriter::new(self.stage.plan.schema(), self.ctx.runtime_env());
         loop {
             let response = tokio::time::timeout(SILENCE, responses.message())
                 .await
-                .map_err(|_| silent())??;
+                .map_err(|_| silent())?
+                .map_err(from_worker)?;
             match response.and_then(|response| response.part) {
                 Some(Part::ArrowIpc(chunk)) => {
                     for batch in decoder.decode(chunk)? {
@@ -216,6 +230,12 @@ impl Attempts {
                 Some(Part::Progress(progress)) => record.progress(&progress),
                 Some(Part::Done(done)) => {
                     record.progress(&done.progress.unwrap_or_default());
+                    // The call is read to its end: one that is dropped before counts as reset, and a connection bears
+                    // only so many of those. The result is complete already, whatever comes.
+                    while let Ok(Ok(Some(_))) =
+                        tokio::time::timeout(SILENCE, responses.message()).await
+                    {
+                    }
                     return spool.finish();
                 }
                 None => {
@@ -226,6 +246,15 @@ impl Attempts {
                 }
             }
         }
+    }
+}
+
+/// What a call to a worker ends with. Nobody but the master cancels a task, so a call that was cancelled from without
+/// is one whose connection broke.
+pub(super) fn from_worker(status: Status) -> Error {
+    match status.code() {
+        Code::Cancelled => Error::unavailable(format!("the call broke off: {}", status.message())),
+        _ => status.into(),
     }
 }
 

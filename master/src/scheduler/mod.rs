@@ -172,7 +172,11 @@ impl Stages {
                 let mut chunks = Vec::new();
                 let mut bytes = 0;
                 // The planner's estimate may be wrong by some, but not by any factor.
-                let limit = self.settings.broadcast_threshold.saturating_mul(4);
+                let limit = self
+                    .settings
+                    .broadcast_threshold
+                    .saturating_mul(4)
+                    .max(1 << 20);
                 let mut stream = Box::pin(ipc::encode_stream(rows));
                 while let Some(chunk) = stream.next().await {
                     let chunk = chunk?;
@@ -220,7 +224,8 @@ impl Stages {
                             Error::unavailable(format!(
                                 "worker {worker} did not take a broadcast within 120 s"
                             ))
-                        })??;
+                        })?
+                        .map_err(attempt::from_worker)?;
                     Ok::<_, Error>(())
                 })
                 .await?;

@@ -10,6 +10,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::spill_file::{SpillFile, SpillWriter};
+use datafusion::physical_plan::spill::get_record_batch_memory_size;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use essaim_common::{Error, Result, ipc};
 use futures::StreamExt;
@@ -59,7 +60,7 @@ impl SpoolWriter {
         let (file, mut writer) = match self.file.take() {
             Some(open) => open,
             None => {
-                let size = batch.get_array_memory_size();
+                let size = get_record_batch_memory_size(&batch);
                 if self.reservation.try_grow(size).is_ok() {
                     self.batches.push(batch);
                     return Ok(());
@@ -116,7 +117,7 @@ impl Spool {
         let Some(file) = self.file else {
             let reservation = self.reservation;
             let batches = self.batches.into_iter().map(move |batch| {
-                reservation.shrink(batch.get_array_memory_size().min(reservation.size()));
+                reservation.shrink(get_record_batch_memory_size(&batch).min(reservation.size()));
                 Ok(batch)
             });
             return Box::pin(RecordBatchStreamAdapter::new(

@@ -145,7 +145,7 @@ async fn dead_letters_are_whole_and_say_why() {
             assert_eq!(text("essaim.partition"), "0");
             assert_eq!(text("essaim.offset"), format!("{}", row_of_all * 40 + 17));
             let reason = text("essaim.reason");
-            let expected = super::bad_input::bad();
+            let expected = bad();
             let expected = expected[row_of_all % expected.len()].1;
             assert!(reason.contains(expected), "{reason}");
             row_of_all += 1;

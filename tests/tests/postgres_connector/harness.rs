@@ -68,8 +68,14 @@ impl Place {
         self.texts(sql).await.remove(0)
     }
 
+    /// Removes the schema, and ends the sessions whose snapshots still hold its tables.
     pub async fn drop(mut self) {
         let schema = self.schema.clone();
+        self.texts(&format!(
+            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+             WHERE c.relnamespace = '{schema}'::regnamespace AND l.pid <> pg_backend_pid()"
+        ))
+        .await;
         self.run(&format!("DROP SCHEMA {schema} CASCADE")).await;
     }
 

@@ -152,10 +152,11 @@ fn batch(kinds: &[usize], rows: usize, seed: u64) -> RecordBatch {
     let mut columns: Vec<ArrayRef> = vec![Arc::new(Int32Array::from_iter_values(0..rows as i32))];
     columns.extend(kinds.iter().map(|kind| values(*kind, rows, &mut random)));
     // Nothing but nulls now and then.
-    if let Some(last) = columns.last_mut() {
-        if seed % 7 == 0 && kinds.len() > 1 {
-            *last = new_null_array(last.data_type(), rows);
-        }
+    if seed.is_multiple_of(7)
+        && kinds.len() > 1
+        && let Some(last) = columns.last_mut()
+    {
+        *last = new_null_array(last.data_type(), rows);
     }
     let fields: Vec<Field> = columns
         .iter()

@@ -92,7 +92,7 @@ async fn block_ranges_add_up_to_one_moment_while_others_write() {
     writer.await.unwrap();
     assert_eq!((count, total), (100_000, 100_000));
     assert_ne!(place.text("SELECT sum(amount) FROM moving").await, "100000");
-    place.run("ROLLBACK").await;
+    place.drop().await;
 }
 
 #[tokio::test]
@@ -272,19 +272,23 @@ async fn filters_are_answered_by_the_server_as_we_would() {
 async fn a_limit_and_an_empty_projection_reach_the_server() {
     let mut place = Place::new().await;
     place
-        .run("CREATE TABLE some AS SELECT generate_series(1, 1000) AS id")
+        .run("CREATE TABLE several AS SELECT generate_series(1, 1000) AS id")
         .await;
     let session = sql_session();
-    query(&session, &place.declare("some", "", ""))
+    query(&session, &place.declare("several", "", ""))
         .await
         .unwrap();
-    let plan = shown(&session, "EXPLAIN SELECT id FROM some WHERE id > 5 LIMIT 3").await;
+    let plan = shown(
+        &session,
+        "EXPLAIN SELECT id FROM several WHERE id > 5 LIMIT 3",
+    )
+    .await;
     assert!(plan.contains("LIMIT 3"), "{plan}");
-    let count = shown(&session, "SELECT count(*) AS n FROM some").await;
+    let count = shown(&session, "SELECT count(*) AS n FROM several").await;
     assert!(count.contains("| 1000 |"), "{count}");
     assert_eq!(
         rows(
-            &query(&session, "SELECT id FROM some LIMIT 3")
+            &query(&session, "SELECT id FROM several LIMIT 3")
                 .await
                 .unwrap()
         ),

@@ -201,7 +201,7 @@ async fn a_new_table_has_the_types_and_the_key_of_its_rows() {
         ]
     );
     assert_eq!(
-        place.text("SELECT t::text FROM t").await,
+        place.text("SELECT ROW(t.*)::text FROM t").await,
         "(1,2,1.250,t,x,2024-02-29,\"2024-02-29 01:02:03\",\"{1,NULL,3}\",\"{\"\"a\"\": 1, \"\"b\"\": \"\"y\"\"}\",\
          \"\\\\x00ff\",18446744073709551615,\"1 mon 2 days\",,[[1]])"
     );

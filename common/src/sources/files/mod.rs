@@ -72,7 +72,12 @@ impl TableProviderFactory for FileTableFactory {
         let single_file: Option<bool> = ours.parsed("single_file")?;
         command.options.retain(|option, _| {
             let option = option.strip_prefix("format.").unwrap_or(option);
-            !option.eq_ignore_ascii_case("mode") && !option.eq_ignore_ascii_case("single_file")
+            // A Parquet file says itself how its pages are compressed; only its writer is told.
+            let written_only =
+                self.0 == Format::Parquet && option.eq_ignore_ascii_case("compression");
+            !option.eq_ignore_ascii_case("mode")
+                && !option.eq_ignore_ascii_case("single_file")
+                && !written_only
         });
         let layout = Layout::new(self.0, &mut ours)?;
 
@@ -103,7 +108,7 @@ impl TableProviderFactory for FileTableFactory {
             source: None,
             sink: Some(sink),
         };
-        Ok(Arc::new(Table::new(name, NAME, table, command.unbounded)))
+        Ok(Arc::new(Table::new(name, NAME, table)))
     }
 }
 

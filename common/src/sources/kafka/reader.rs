@@ -235,6 +235,7 @@ impl SplitScan {
                     if out.push(&message)? == Flow::Stop {
                         return Ok(());
                     }
+                    continue;
                 }
                 // Markers or holes up to the partition's end: no further record will come.
                 Some(Err(KafkaError::PartitionEOF(id))) if id == range.partition => {
@@ -253,14 +254,14 @@ impl SplitScan {
                     }
                     Trouble::Lasting(error) => return Err(error),
                 },
-                None => {
-                    if std::mem::take(&mut heard) {
-                        quiet_since = Instant::now();
-                    }
-                    if quiet_since.elapsed() >= self.plan.connection.timeout() {
-                        return Err(self.silent(next, last_error));
-                    }
-                }
+                None => {}
+            }
+            // Reached without a record only. Errors may come more often than silence: they are no progress either.
+            if std::mem::take(&mut heard) {
+                quiet_since = Instant::now();
+            }
+            if quiet_since.elapsed() >= self.plan.connection.timeout() {
+                return Err(self.silent(next, last_error));
             }
         }
         out.flush()?;

@@ -1,5 +1,6 @@
 //! Records as they come from the broker, gathered for one batch, and the metadata columns made of them.
 
+use crate::connector::METADATA_KEY;
 use arrow::array::{
     ArrayRef, BinaryArray, BinaryBuilder, Int32Array, Int64Array, ListBuilder, StringBuilder,
     StringViewBuilder, StructBuilder, TimestampMillisecondArray,
@@ -10,9 +11,6 @@ use arrow::error::ArrowError;
 use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedHeaders};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// A field with this key in its metadata is filled in by the connector: an INSERT leaves it out.
-pub const METADATA_KEY: &str = "essaim.metadata";
 
 /// The metadata columns' names, in their order.
 pub const METADATA_COLUMNS: [&str; 6] = [

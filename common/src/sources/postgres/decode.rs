@@ -509,3 +509,73 @@ fn no_decimal(error: NoDecimal, precision: u8, scale: i8) -> Bad {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::AsArray;
+    use arrow::datatypes::Int32Type;
+
+    /// Three rows of a text and an integer, one of them null.
+    fn copy() -> Vec<u8> {
+        let mut bytes = SIGNATURE.to_vec();
+        bytes.extend_from_slice(&[0; 4]);
+        // An extension of two bytes, which the manual allows and says to skip.
+        bytes.extend_from_slice(&2i32.to_be_bytes());
+        bytes.extend_from_slice(&[9, 9]);
+        for (text, number) in [
+            ("é", Some(7i32)),
+            ("", None),
+            ("a longer text than fits a view", Some(-1)),
+        ] {
+            bytes.extend_from_slice(&2i16.to_be_bytes());
+            bytes.extend_from_slice(&(text.len() as i32).to_be_bytes());
+            bytes.extend_from_slice(text.as_bytes());
+            match number {
+                Some(number) => {
+                    bytes.extend_from_slice(&4i32.to_be_bytes());
+                    bytes.extend_from_slice(&number.to_be_bytes());
+                }
+                None => bytes.extend_from_slice(&(-1i32).to_be_bytes()),
+            }
+        }
+        bytes.extend_from_slice(&(-1i16).to_be_bytes());
+        bytes
+    }
+
+    fn columns() -> Vec<(String, Kind)> {
+        vec![("t".to_owned(), Kind::text()), ("i".to_owned(), Kind::Int4)]
+    }
+
+    #[test]
+    fn chunks_may_end_anywhere() {
+        let bytes = copy();
+        for size in 1..=bytes.len() {
+            let mut decoder = Decoder::new(&columns(), 8);
+            for chunk in bytes.chunks(size) {
+                assert!(!decoder.is_complete());
+                decoder.decode(chunk).unwrap();
+            }
+            assert!(decoder.is_complete());
+            assert_eq!(decoder.rows(), 3);
+            let columns = decoder.take().unwrap();
+            let texts: Vec<_> = columns[0].as_string_view().iter().flatten().collect();
+            assert_eq!(texts, ["é", "", "a longer text than fits a view"]);
+            let numbers: Vec<_> = columns[1].as_primitive::<Int32Type>().iter().collect();
+            assert_eq!(numbers, [Some(7), None, Some(-1)]);
+        }
+    }
+
+    #[test]
+    fn bytes_of_another_type_name_the_column() {
+        let wrong = vec![("t".to_owned(), Kind::text()), ("i".to_owned(), Kind::Int8)];
+        let error = Decoder::new(&wrong, 8).decode(&copy()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "column i: the server sent bytes that are no bigint: was the column's type changed?"
+        );
+        let narrow = vec![("t".to_owned(), Kind::text())];
+        let error = Decoder::new(&narrow, 8).decode(&copy()).unwrap_err();
+        assert!(error.to_string().contains("a row of 2 columns"), "{error}");
+    }
+}

@@ -94,11 +94,11 @@ impl<'a> Numeric<'a> {
     /// # Errors
     /// It has more digits.
     pub fn to_i256(self, precision: u8, scale: i8) -> Result<i256, NoDecimal> {
-        if precision > 38 {
-            if let Some(value) = self.fast(i32::from(scale)) {
-                let value = i256::from_i128(value);
-                return Ok(if self.sign == NEGATIVE { -value } else { value });
-            }
+        if precision > 38
+            && let Some(value) = self.fast(i32::from(scale))
+        {
+            let value = i256::from_i128(value);
+            return Ok(if self.sign == NEGATIVE { -value } else { value });
         }
         i256::from_string(&self.slow(precision, scale)?).ok_or(NoDecimal::Broken)
     }

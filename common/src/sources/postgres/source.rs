@@ -66,7 +66,9 @@ impl ReadColumn {
             _ => None,
         };
         let comes = cast.as_ref().unwrap_or(&column.kind).arrow();
-        if comes != *wanted && !can_cast_types(&comes, wanted) {
+        // Arrow would cast a number to the bytes that it has in memory.
+        let bytes = wanted.is_binary() && !matches!(column.kind, Kind::Bytea);
+        if comes != *wanted && (bytes || !can_cast_types(&comes, wanted)) {
             return Err(Error::invalid(format!(
                 "column {} of {} is {}, which cannot be read as {wanted}: declare it {comes}, or leave the columns out",
                 column.name,
