@@ -1,5 +1,7 @@
 //! Files are read by DataFusion and written by Essaim's sink: complete or absent, once.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
 use anyhow::Result;
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::SessionStateBuilder;
