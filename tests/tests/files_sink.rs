@@ -210,32 +210,22 @@ async fn a_commit_that_was_interrupted_between_renames_is_finished() -> Result<(
 async fn a_late_master_leaves_what_its_successor_staged() -> Result<()> {
     let folder = TempDir::new()?;
     let job = Uuid::new_v4();
-    let run = folder
+    let staging = folder
         .path()
         .join("_essaim_staging")
         .join(format!("{}_0_0", job.simple()));
     // As it is while generation 10 writes: 8 is dead, 9 comes back late.
     for generation in ["8", "10"] {
-        std::fs::create_dir_all(run.join(generation))?;
-        std::fs::write(run.join(generation).join("a.csv"), "value,name\n1,a\n")?;
+        std::fs::create_dir_all(staging.join(generation))?;
+        std::fs::write(staging.join(generation).join("a.csv"), "value,name\n1,a\n")?;
     }
     let late = context_of(&job.to_string(), 9)?;
-    run_late(&late, folder.path()).await?;
-    assert_eq!(files(folder.path()), [run.join("10/a.csv")]);
-    assert!(!run.join("8").exists());
-    Ok(())
-}
-
-/// An INSERT that begins and fails.
-async fn run_late(context: &SessionContext, folder: &Path) -> Result<()> {
-    run(context, &declare("CSV", folder, "")).await?;
-    let error = run(
-        context,
-        "INSERT INTO out SELECT 1 / (value - 2), 'x' FROM (SELECT 1 AS value UNION ALL SELECT 2) AS t",
-    )
-    .await
-    .unwrap_err();
+    run(&late, &declare("CSV", folder.path(), "")).await?;
+    let failing = "INSERT INTO out SELECT 1 / (value - 2), 'x' FROM (SELECT 1 AS value UNION ALL SELECT 2) AS t";
+    let error = run(&late, failing).await.unwrap_err();
     assert!(error.to_string().contains("Divide by zero"), "{error}");
+    assert_eq!(files(folder.path()), [staging.join("10/a.csv")]);
+    assert!(!staging.join("8").exists());
     Ok(())
 }
 

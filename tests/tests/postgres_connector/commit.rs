@@ -123,7 +123,7 @@ async fn forward(
                 let commits = asked[..read].windows(7).any(|words| words == b"COMMIT\0");
                 if commits && cut.swap(false, Ordering::SeqCst) {
                     // The server has answered; nobody hears it.
-                    server.read(&mut answered).await?;
+                    server.readable().await?;
                     return Ok(());
                 }
             }
