@@ -164,8 +164,10 @@ pub struct SinkRun {
 }
 
 impl SinkRun {
-    /// A short name for staging places, of `[0-9a-f_]` only: the job's id without dashes, and the query.
-    pub fn staging_name(&self) -> String {
+    /// A short name of `[0-9a-f_]` only: the job's id without dashes, the query, the epoch. It is the same for every
+    /// start of the job: a staging place has the generation in its name too, so that a master that comes back late
+    /// never clears what its successor stages.
+    pub fn name(&self) -> String {
         let job: String = self.job.chars().filter(char::is_ascii_hexdigit).collect();
         format!("{job}_{}_{}", self.query, self.epoch)
     }
@@ -235,7 +237,9 @@ pub enum Begin {
 /// The sink committer: the master's half of one run.
 #[async_trait]
 pub trait SinkCommitter: Debug + Send + Sync {
-    /// Prepares the target (creates it when absent) before the first writer starts.
+    /// Before the first writer starts: notes this generation where the sink can, which shuts out lower ones, finishes a
+    /// commit that an earlier generation had decided, and removes what lower generations of this run staged. The
+    /// target is left as it is: one that is absent is created by `commit`.
     ///
     /// # Errors
     /// A higher generation has been seen; the server is out of reach.
@@ -250,9 +254,10 @@ pub trait SinkCommitter: Debug + Send + Sync {
     /// Makes the parts visible, all or none, once.
     ///
     /// # Errors
-    /// As `begin`, and rows that the target refuses. Nothing is visible then.
+    /// As `begin`, rows that the target refuses, and parts that are not there whole any more. Nothing is visible then,
+    /// unless the error says that the outcome is not known.
     async fn commit(&self, parts: Vec<Part>) -> Result<()>;
 
-    /// Removes what was staged, after an error or a cancel. Does its best, reports nothing.
+    /// Removes what this and lower generations staged, after an error or a cancel. Does its best, reports nothing.
     async fn abort(&self);
 }

@@ -28,10 +28,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// Submitted jobs that run at a time; each holds connections of its own. The others stay queued.
 const MAX_RUNNING_JOBS: usize = 32;
@@ -200,7 +201,6 @@ async fn serve_grpc(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
     let cluster = ClusterService(Arc::clone(&shared.registry));
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .tcp_nodelay(true)
         .add_service(health_service)
         .add_service(reflection)
         .add_service(ClusterServer::new(cluster))
@@ -209,7 +209,10 @@ async fn serve_grpc(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                 .max_decoding_message_size(2 * plan::MAX_SQL_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.cancelled_owned(),
+        );
     if let Err(error) = server.await {
         tracing::error!(%error, "the gRPC listener failed");
     }

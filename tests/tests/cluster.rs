@@ -214,6 +214,30 @@ async fn cancelling_frees_the_slots_within_a_second() -> Result<()> {
 }
 
 #[tokio::test]
+async fn thousands_of_short_tasks_share_one_connection() -> Result<()> {
+    let cluster = Cluster::start(2, 2).await?;
+    let client = cluster.client().await?;
+    // More tasks than a connection bears calls that are dropped before their end (1,024).
+    let sql = format!(
+        "SET essaim.splits_per_slot = 750;
+         {}SELECT count(*), sum(value) FROM numbers",
+        numbers("numbers", 3000)
+    );
+    let query = client.start(&sql).await?;
+    let (rows, job) = query.finish().await?;
+    assert_eq!(integers(&rows, 0)?, [3000]);
+    assert_eq!(integers(&rows, 1)?, [4_498_500]);
+    assert_eq!(job.queries[0].stages[0].tasks, 3000);
+    assert!(
+        job.queries[0].stages[0]
+            .attempts
+            .iter()
+            .all(|attempt| attempt.attempt == 1)
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_frees_the_slots() -> Result<()> {
     let cluster = Cluster::start(1, 1).await?;
     let client = cluster.client().await?;

@@ -1,5 +1,7 @@
 //! Files are read by DataFusion and written by Essaim's sink: complete or absent, once.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
 use anyhow::Result;
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::SessionStateBuilder;
@@ -80,7 +82,7 @@ const TWO_ROWS: &str = "VALUES (1, 'a'), (2, NULL)";
 async fn every_format_is_read_back_as_it_was_written() -> Result<()> {
     for (format, options) in [
         ("PARQUET", ""),
-        ("PARQUET", "OPTIONS (compression 'snappy')"),
+        ("PARQUET", "OPTIONS ('parquet.compression' 'snappy')"),
         ("CSV", ""),
         ("CSV", "OPTIONS (has_header 'false', delimiter ';')"),
         ("CSV", "OPTIONS (compression 'gzip')"),
@@ -201,6 +203,29 @@ async fn a_commit_that_was_interrupted_between_renames_is_finished() -> Result<(
     assert_eq!(count(&context, "out").await?, 2);
     assert!(!folder.path().join("old.csv").exists());
     assert!(!staging.exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_late_master_leaves_what_its_successor_staged() -> Result<()> {
+    let folder = TempDir::new()?;
+    let job = Uuid::new_v4();
+    let staging = folder
+        .path()
+        .join("_essaim_staging")
+        .join(format!("{}_0_0", job.simple()));
+    // As it is while generation 10 writes: 8 is dead, 9 comes back late.
+    for generation in ["8", "10"] {
+        std::fs::create_dir_all(staging.join(generation))?;
+        std::fs::write(staging.join(generation).join("a.csv"), "value,name\n1,a\n")?;
+    }
+    let late = context_of(&job.to_string(), 9)?;
+    run(&late, &declare("CSV", folder.path(), "")).await?;
+    let failing = "INSERT INTO out SELECT 1 / (value - 2), 'x' FROM (SELECT 1 AS value UNION ALL SELECT 2) AS t";
+    let error = run(&late, failing).await.unwrap_err();
+    assert!(error.to_string().contains("Divide by zero"), "{error}");
+    assert_eq!(files(folder.path()), [staging.join("10/a.csv")]);
+    assert!(!staging.join("8").exists());
     Ok(())
 }
 

@@ -20,9 +20,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -107,7 +108,6 @@ impl Worker {
         let stop = CancellationToken::new();
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .tcp_nodelay(true)
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -118,7 +118,7 @@ impl Worker {
             )
             .add_service(exchange.into_worker_server())
             .serve_with_incoming_shutdown(
-                TcpListenerStream::new(listener),
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
                 stop.clone().cancelled_owned(),
             );
         let server = tokio::spawn(async move {

@@ -10,6 +10,7 @@ pub mod stage;
 use crate::plan::cut::Cut;
 use crate::registry::Registry;
 use datafusion::common::TableReference;
+use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::SessionState;
@@ -225,14 +226,10 @@ impl Planner {
             }
             _ => None,
         };
-        self.ctx.execute_logical_plan(plan).await.map_err(|e| {
-            let error = Error::from(e);
-            // A declaration has no data that could be wrong: whatever does not stand is wrong in its text.
-            match error.kind() {
-                ErrorKind::Data => Error::invalid(error.to_string()),
-                _ => error,
-            }
-        })?;
+        self.ctx
+            .execute_logical_plan(plan)
+            .await
+            .map_err(wrong_text)?;
         self.changed.extend(set);
         let threshold = self.settings().broadcast_threshold;
         let state = self.ctx.state_ref();
@@ -308,11 +305,16 @@ impl Planner {
             slots => slots,
         });
         let state = self.ctx.state();
-        let logical = state.optimize(&logical)?;
-        let physical = state
-            .query_planner()
-            .create_physical_plan(&logical, &state)
-            .await?;
+        let planned = async {
+            let logical = state.optimize(&logical)?;
+            let planner = state.query_planner();
+            let physical = planner.create_physical_plan(&logical, &state).await?;
+            Ok::<_, DataFusionError>((logical, physical))
+        };
+        let (logical, physical) = planned.await.map_err(|e| match &sink {
+            Some(sink) => wrong_text(e).context(format!("INSERT INTO {sink}")),
+            None => wrong_text(e),
+        })?;
         let settings = self.settings();
         let cut = cut::cut(Arc::clone(&physical))?;
         let execution = match settings.execution.as_str() {
@@ -409,6 +411,15 @@ impl Planner {
         self.ctx.deregister_table(reference.clone())?;
         self.ctx.register_table(reference, filled)?;
         Ok(())
+    }
+}
+
+/// An error of planning. No data has been read yet: a value that does not fit stands in the text.
+fn wrong_text(error: DataFusionError) -> Error {
+    let error = Error::from(error);
+    match error.kind() {
+        ErrorKind::Data => Error::invalid(error.to_string()),
+        _ => error,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The sink committer of files: a manifest decides, renames follow, a marker remembers.
 
-use super::{FileWriter, Format, is_visible};
+use super::{FileWriter, Format, is_visible, parent};
 use crate::connector::{Begin, Part, SinkCommitter, SinkRun};
 use crate::error::{Error, Result};
 use crate::object_stores::failed;
@@ -34,6 +34,7 @@ struct Marker {
 pub(super) struct FileCommitter {
     store: Arc<dyn ObjectStore>,
     folder: Path,
+    /// What this generation stages.
     staging: Path,
     /// The one file, with `single_file`.
     target: Option<Path>,
@@ -71,12 +72,17 @@ impl FileCommitter {
         }
     }
 
+    /// What all generations of the run stage, and the manifest of the one that commits.
+    fn run_staging(&self) -> Path {
+        parent(&self.staging)
+    }
+
     fn manifest_path(&self) -> Path {
-        self.staging.clone().join("manifest")
+        self.run_staging().join("manifest")
     }
 
     fn marker_path(&self) -> Path {
-        let run = self.run.staging_name();
+        let run = self.run.name();
         // One marker for all epochs of a query.
         let query = run
             .rsplit_once('_')
@@ -165,7 +171,16 @@ impl FileCommitter {
             epoch: Some(self.run.epoch),
         };
         self.put(&self.marker_path(), &done).await?;
-        self.clear_staging().await
+        self.forget_manifest().await
+    }
+
+    /// Once the marker says that the run is committed.
+    async fn forget_manifest(&self) -> Result<()> {
+        self.clear_staging().await?;
+        self.delete(&self.manifest_path()).await?;
+        self.remove_empty(&[self.run_staging(), parent(&self.run_staging())])
+            .await;
+        Ok(())
     }
 
     async fn delete(&self, file: &Path) -> Result<()> {
@@ -175,24 +190,34 @@ impl FileCommitter {
         }
     }
 
-    /// Deletes what is staged, the manifest last.
+    /// Deletes what this generation and lower ones staged; neither the manifest nor what a successor stages.
     async fn clear_staging(&self) -> Result<()> {
-        let manifest = self.manifest_path();
-        for file in self.list(&self.staging).await? {
-            if file != manifest {
+        let run = self.run_staging();
+        let mut folders = vec![self.staging.clone()];
+        for file in self.list(&run).await? {
+            let generation: Option<u64> = file
+                .prefix_match(&run)
+                .and_then(|mut parts| parts.next()?.as_ref().parse().ok());
+            if generation.is_some_and(|generation| generation <= self.run.generation) {
                 self.delete(&file).await?;
+                let folder = parent(&file);
+                if !folders.contains(&folder) {
+                    folders.push(folder);
+                }
             }
         }
-        self.delete(&manifest).await?;
-        if self.writer.base.starts_with("file:") {
-            // A bucket has no folders. Folders that others still use are not empty and stay.
-            let staging = std::path::PathBuf::from(format!("/{}", self.staging));
-            let _ = tokio::fs::remove_dir(&staging).await;
-            if let Some(all) = staging.parent() {
-                let _ = tokio::fs::remove_dir(all).await;
-            }
-        }
+        folders.extend([run.clone(), parent(&run)]);
+        self.remove_empty(&folders).await;
         Ok(())
+    }
+
+    /// A bucket has no folders. Folders that others still use are not empty and stay.
+    async fn remove_empty(&self, folders: &[Path]) {
+        if self.writer.base.starts_with("file:") {
+            for folder in folders {
+                let _ = tokio::fs::remove_dir(format!("/{folder}")).await;
+            }
+        }
     }
 
     async fn manifest(&self, parts: Vec<Part>) -> Result<Manifest> {
@@ -209,7 +234,7 @@ impl FileCommitter {
             staged.push(self.writer.write_empty(&self.schema).await?);
         }
         let extension = self.writer.layout.extension();
-        let run = self.run.staging_name();
+        let run = self.run.name();
         let renames: Vec<(String, String)> = staged
             .iter()
             .enumerate()
@@ -237,7 +262,7 @@ impl SinkCommitter for FileCommitter {
         let marker = self.marker().await?;
         let epoch = marker.and_then(|marker| marker.epoch);
         if epoch.is_some_and(|epoch| epoch >= self.run.epoch) {
-            self.clear_staging().await?;
+            self.forget_manifest().await?;
             return Ok(Begin::AlreadyCommitted);
         }
         // An earlier master decided to commit and died before it was done.
@@ -276,7 +301,6 @@ impl SinkCommitter for FileCommitter {
 
     async fn abort(&self) {
         let undo = async {
-            let marker = self.marker().await?;
             // Once decided, a commit is not undone: the next begin finishes it.
             if self
                 .read::<Manifest>(&self.manifest_path())
@@ -286,12 +310,13 @@ impl SinkCommitter for FileCommitter {
                 return Ok(());
             }
             self.clear_staging().await?;
-            if marker.is_some_and(|marker| marker.epoch.is_none()) {
+            let marker: Option<Marker> = self.read(&self.marker_path()).await?;
+            let only_mine =
+                |marker: Marker| marker.epoch.is_none() && marker.generation == self.run.generation;
+            if marker.is_some_and(only_mine) {
                 self.delete(&self.marker_path()).await?;
-                if self.writer.base.starts_with("file:") {
-                    let commits = format!("/{}/_essaim_commits", self.folder);
-                    let _ = tokio::fs::remove_dir(commits).await;
-                }
+                let commits = self.folder.clone().join("_essaim_commits");
+                self.remove_empty(&[commits]).await;
             }
             Ok::<_, Error>(())
         };

@@ -1,10 +1,10 @@
 //! The sink of files: writers stage one file a task, the committer renames them into place.
 //!
 //! ```text
-//! <location>/part-00000-<run>.parquet          what readers see
-//! <location>/_essaim_staging/<run>/<uuid>.…    written, not yet committed
-//! <location>/_essaim_staging/<run>/manifest    what a commit renames and deletes: the moment it is decided
-//! <location>/_essaim_commits/<job>_<query>     the generation that writes and the last epoch committed
+//! <location>/part-00000-<run>.parquet                       what readers see
+//! <location>/_essaim_staging/<run>/<generation>/<uuid>.…    written, not yet committed
+//! <location>/_essaim_staging/<run>/manifest                 what a commit renames and deletes: the moment it is decided
+//! <location>/_essaim_commits/<job>_<query>                  the generation that writes and the last epoch committed
 //! ```
 
 mod committer;
@@ -68,11 +68,19 @@ impl Layout {
     /// # Errors
     /// An unknown codec, a delimiter of several bytes.
     pub fn new(format: Format, options: &mut Options) -> Result<Self> {
+        // DataFusion's planner takes `compression` for itself, and refuses all codecs of Parquet under that name.
+        let compression = match format {
+            Format::Parquet if options.text("compression").is_some() => {
+                return Err(options.error(
+                    "option compression: for PARQUET write 'parquet.compression' in its place",
+                ));
+            }
+            Format::Parquet => options.text("parquet.compression"),
+            Format::Csv | Format::Json => options.text("compression"),
+        };
         let mut layout = Self {
             format,
-            compression: options
-                .text("compression")
-                .map(|name| name.to_ascii_lowercase()),
+            compression: compression.map(|name| name.to_ascii_lowercase()),
             has_header: true,
             delimiter: b',',
         };
@@ -108,7 +116,7 @@ impl Layout {
             // Level 1: what larger levels save is little against the time they take.
             "zstd" => Ok(Compression::ZSTD(ZstdLevel::default())),
             _ => Err(Error::invalid(format!(
-                "option compression '{name}': write 'zstd', 'snappy', 'lz4', 'gzip' or 'uncompressed'"
+                "option parquet.compression '{name}': write 'zstd', 'snappy', 'lz4', 'gzip' or 'uncompressed'"
             ))),
         }
     }
@@ -203,7 +211,8 @@ impl Sink for FileSink {
         let staging = folder
             .clone()
             .join("_essaim_staging")
-            .join(run.staging_name());
+            .join(run.name())
+            .join(run.generation.to_string());
         let writer = FileWriter {
             base,
             staging: staging.to_string(),

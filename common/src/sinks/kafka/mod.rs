@@ -69,7 +69,8 @@ impl Sink for KafkaSink {
                 connection: self.connection.clone(),
                 topic: topic.clone(),
                 key: self.options.key.clone(),
-                transaction: format!("essaim-{}", run.staging_name()),
+                // Without the generation: whatever start of the job comes later shuts out this one's producers.
+                transaction: format!("essaim-{}", run.name()),
             }),
             committer: Arc::new(KafkaCommitter),
         })

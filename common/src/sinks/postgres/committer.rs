@@ -8,10 +8,28 @@ use crate::sources::postgres::catalog::{self, TableName};
 use crate::sources::postgres::client::{COMMIT, Client, Database, STATEMENT, literal, quote};
 use async_trait::async_trait;
 use sqlx::Row;
+use std::time::Duration;
 
 /// The lock under which this sink creates tables: CREATE TABLE IF NOT EXISTS fails when two do it at once.
 const CREATE_LOCK: &str =
     "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('essaim create', 0))";
+
+/// Pauses before each question after the fate of a commit: about what a restart of the server takes.
+const ASK_AGAIN: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(500),
+    Duration::from_millis(1500),
+    Duration::from_secs(3),
+    Duration::from_secs(5),
+];
+
+/// A part whose rows lie in a staging table.
+struct Staged {
+    /// Quoted, with its schema.
+    table: String,
+    /// How many the writer put there.
+    rows: u64,
+}
 
 /// Commits one run.
 #[derive(Debug)]
@@ -19,7 +37,7 @@ pub struct Committer {
     pub database: Database,
     pub target: Target,
     pub run: SinkRun,
-    /// The names of this run's staging tables begin with it.
+    /// The names of this run's staging tables begin with it, those of every generation; theirs follows.
     pub prefix: String,
 }
 
@@ -71,28 +89,37 @@ impl Committer {
         ))
     }
 
-    /// Everything between BEGIN and COMMIT; false if this run was committed before.
-    async fn transact(&self, client: &mut Client, staged: &[String]) -> Result<bool> {
-        client.run("BEGIN", STATEMENT).await?;
+    /// The generation that writes and the last epoch committed. Waits for a transaction that is about to change them,
+    /// and keeps others from it until this one ends.
+    async fn lock_commits(&self, client: &mut Client) -> Result<Option<(i64, i64)>> {
         let mine = format!(
             "SELECT generation, epoch FROM {} WHERE {} FOR UPDATE",
             self.commits(),
             self.this_query()
         );
         let rows = client.rows(&mine, &[]).await?;
-        let Some(row) = rows.first() else {
-            return Err(Error::internal("commit() was called before begin()"));
-        };
         let read = |at| {
-            row.try_get::<i64, _>(at)
+            rows.first()
+                .map(|row| row.try_get::<i64, _>(at))
+                .transpose()
                 .map_err(|e| Error::internal(format!("essaim_commits: {e}")))
         };
-        if read(0)? > signed(self.run.generation) {
+        Ok(read(0)?.zip(read(1)?))
+    }
+
+    /// Everything from BEGIN to just before COMMIT.
+    async fn transact(&self, client: &mut Client, staged: &[Staged]) -> Result<()> {
+        client.run("BEGIN", STATEMENT).await?;
+        let Some((generation, epoch)) = self.lock_commits(client).await? else {
+            return Err(Error::internal("commit() was called before begin()"));
+        };
+        if generation > signed(self.run.generation) {
             return Err(self.superseded());
         }
-        if read(1)? >= signed(self.run.epoch) {
-            return Ok(false);
+        if epoch >= signed(self.run.epoch) {
+            return Ok(());
         }
+        self.check_staged(client, staged).await?;
         let target = self.target.quoted();
         if !self.target.exists {
             client
@@ -114,8 +141,9 @@ impl Committer {
             client.run(format!("DELETE FROM {target}"), COMMIT).await?;
         }
         if !staged.is_empty() {
-            client.run(self.target.insert(staged), COMMIT).await?;
-            let drop = format!("DROP TABLE {}", staged.join(", "));
+            let tables = tables(staged);
+            client.run(self.target.insert(&tables), COMMIT).await?;
+            let drop = format!("DROP TABLE {}", tables.join(", "));
             client.run(drop, STATEMENT).await?;
         }
         let done = format!(
@@ -126,20 +154,94 @@ impl Committer {
             self.this_query()
         );
         client.run(done, STATEMENT).await?;
-        client.run("COMMIT", COMMIT).await?;
-        Ok(true)
+        Ok(())
+    }
+
+    /// Looks whether every staging table still holds what its writer put there. The tables are unlogged: a server that
+    /// recovers from a crash, or a standby that takes over, has them empty.
+    async fn check_staged(&self, client: &mut Client, staged: &[Staged]) -> Result<()> {
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let counts: Vec<String> = staged
+            .iter()
+            .enumerate()
+            .map(|(part, Staged { table, .. })| {
+                format!("SELECT {part}::bigint, pg_catalog.count(*) FROM {table}")
+            })
+            .collect();
+        let rows = client
+            .rows_within(&counts.join(" UNION ALL "), &[], COMMIT)
+            .await?;
+        for row in rows {
+            let read = |at| {
+                row.try_get::<i64, _>(at)
+                    .map_err(|e| Error::internal(format!("the count of staged rows: {e}")))
+            };
+            let (part, found) = (read(0)?, read(1)?);
+            let Some(part) = usize::try_from(part).ok().and_then(|part| staged.get(part)) else {
+                continue;
+            };
+            if found != signed(part.rows) {
+                return Err(Error::unavailable(format!(
+                    "{}: {} holds {found} of the {} rows written to it, so nothing was committed: \
+                     the server lost staged rows, as it does when it recovers from a crash. Run the job again",
+                    self.target.quoted(),
+                    part.table,
+                    part.rows
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what became of a COMMIT whose answer did not come.
+    async fn ask(&self, lost: Error) -> Result<()> {
+        let mut last = lost.clone();
+        for pause in ASK_AGAIN {
+            tokio::time::sleep(pause).await;
+            let answer = async {
+                let mut client = self.database.connect().await?;
+                // The lock is free once that COMMIT, which may go on without its client, has ended either way.
+                self.lock_commits(&mut client).await
+            };
+            match answer.await {
+                Ok(Some((_, epoch))) if epoch >= signed(self.run.epoch) => {
+                    tracing::info!(target = %self.target.quoted(), error = %lost, "committed, though the answer was lost");
+                    return Ok(());
+                }
+                Ok(_) => return Err(lost.context("nothing was committed")),
+                Err(error) if error.is_transient() => last = error,
+                Err(error) => {
+                    last = error;
+                    break;
+                }
+            }
+        }
+        Err(Error::new(
+            last.kind(),
+            format!(
+                "{}: whether the rows were committed is not known: {lost}; and since then: {last}. \
+                 They are there if {} has a row with {} and epoch {}",
+                self.target.quoted(),
+                self.commits(),
+                self.this_query(),
+                self.run.epoch
+            ),
+        ))
     }
 
     /// Says which key came twice, if that is what the server refused.
-    async fn explain(&self, error: Error, client: &mut Client, staged: &[String]) -> Error {
-        if error.kind() != ErrorKind::Data || self.target.key.is_empty() || staged.is_empty() {
+    async fn explain(&self, error: Error, client: &mut Client, staged: &[Staged]) -> Error {
+        // The transaction failed: the staging tables are there again, and free for whoever drops them.
+        if client.run("ROLLBACK", STATEMENT).await.is_err()
+            || error.kind() != ErrorKind::Data
+            || self.target.key.is_empty()
+            || staged.is_empty()
+        {
             return error;
         }
-        // The transaction failed: the staging tables are there again.
-        if client.run("ROLLBACK", STATEMENT).await.is_err() {
-            return error;
-        }
-        let find = self.target.find_duplicate(staged);
+        let find = self.target.find_duplicate(&tables(staged));
         let Ok(rows) = client.rows(&find, &[]).await else {
             return error;
         };
@@ -157,7 +259,8 @@ impl Committer {
         }
     }
 
-    /// Drops all staging tables of this run, those of attempts that nobody waits for among them.
+    /// Drops the staging tables of this run's generation and of lower ones, those of attempts that nobody waits for
+    /// among them. A higher generation's are its own.
     async fn drop_staged(&self, client: &mut Client) -> Result<()> {
         const FIND: &str = "SELECT c.relname::text FROM pg_catalog.pg_class c \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -169,6 +272,12 @@ impl Committer {
             let Ok(name) = row.try_get::<String, _>(0) else {
                 continue;
             };
+            let generation: Option<u64> = name
+                .strip_prefix(&self.prefix)
+                .and_then(|rest| rest.split_once('_')?.0.parse().ok());
+            if generation.is_none_or(|generation| generation > self.run.generation) {
+                continue;
+            }
             let table = format!("{}.{}", quote(&self.target.schema), quote(&name));
             client
                 .run(
@@ -179,6 +288,10 @@ impl Committer {
         }
         Ok(())
     }
+}
+
+fn tables(staged: &[Staged]) -> Vec<String> {
+    staged.iter().map(|part| part.table.clone()).collect()
 }
 
 /// PostgreSQL has no unsigned numbers; neither generations nor epochs come near the limit.
@@ -217,21 +330,28 @@ impl SinkCommitter for Committer {
     }
 
     async fn commit(&self, parts: Vec<Part>) -> Result<()> {
-        let staged: Vec<String> = parts
+        let staged: Vec<Staged> = parts
             .iter()
             .filter(|part| !part.payload.is_empty())
-            .map(|part| format!("{}.{}", quote(&self.target.schema), quote(&part.payload)))
+            .map(|part| Staged {
+                table: format!("{}.{}", quote(&self.target.schema), quote(&part.payload)),
+                rows: part.rows,
+            })
             .collect();
         let mut client = self.database.connect().await?;
-        match self.transact(&mut client, &staged).await {
+        if let Err(error) = self.transact(&mut client, &staged).await {
+            return Err(self.explain(error, &mut client, &staged).await);
+        }
+        match client.run("COMMIT", COMMIT).await {
             Ok(_) => {}
+            Err(error) if error.is_transient() => {
+                drop(client);
+                self.ask(error).await?;
+            }
             Err(error) => return Err(self.explain(error, &mut client, &staged).await),
         }
         // The rows are visible: what cannot be dropped now is only litter.
-        let mut client = self.database.connect().await?;
-        if let Err(error) = self.drop_staged(&mut client).await {
-            tracing::warn!(target = %self.target.quoted(), %error, "staging tables are left over");
-        }
+        self.abort().await;
         Ok(())
     }
 

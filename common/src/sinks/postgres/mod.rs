@@ -44,12 +44,11 @@ impl Sink for PostgresSink {
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
         let mut client = self.database.connect().await?;
         let target = Target::plan(self, input, overwrite, &mut client).await?;
-        let prefix = staging_prefix(run);
         let writer = Writer {
             database: self.database.clone(),
             schema: target.schema.clone(),
             target: target.quoted(),
-            prefix: prefix.clone(),
+            prefix: format!("{}{}_", staging_prefix(run), run.generation),
             columns: target
                 .columns
                 .iter()
@@ -60,7 +59,7 @@ impl Sink for PostgresSink {
             database: self.database.clone(),
             target,
             run: run.clone(),
-            prefix,
+            prefix: staging_prefix(run),
         };
         Ok(PlannedSink {
             writer: Arc::new(writer),
@@ -69,12 +68,30 @@ impl Sink for PostgresSink {
     }
 }
 
-/// What the names of a run's staging tables begin with. A name has at most 63 bytes, 8 of them random: of a long
-/// job id only the end is used, which in a UUID of version 7 is its random part.
+/// What the names of a run's staging tables begin with, in every generation; the generation and 8 random digits follow.
+/// A name has at most 63 bytes, which leaves 20 digits for query, epoch and generation: of a long job id only the end
+/// is used, which in a UUID of version 7 is random.
 fn staging_prefix(run: &SinkRun) -> String {
-    const JOB: usize = 20;
-    let name = run.staging_name();
+    const JOB: usize = 16;
+    let name = run.name();
     let (job, rest) = name.split_once('_').unwrap_or((name.as_str(), ""));
     let job = &job[job.len().saturating_sub(JOB)..];
     format!("essaim_staging_{job}_{rest}_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staging_table_has_a_name_that_the_server_does_not_cut() {
+        let run = SinkRun {
+            job: uuid::Uuid::from_u128(u128::MAX).to_string(),
+            query: 9_999,
+            generation: 9_999,
+            epoch: 999_999_999_999,
+        };
+        let name = format!("{}{}_{}", staging_prefix(&run), run.generation, "01234567");
+        assert_eq!(name.len(), 63, "{name}");
+    }
 }

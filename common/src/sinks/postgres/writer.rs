@@ -22,7 +22,7 @@ pub struct Writer {
     pub schema: String,
     /// For people.
     pub target: String,
-    /// The names of this run's staging tables begin with it.
+    /// The names of this generation's staging tables begin with it.
     pub prefix: String,
     /// The target's columns, in the order of the input's.
     pub columns: Vec<(String, Kind)>,

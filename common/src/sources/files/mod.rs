@@ -74,7 +74,7 @@ impl TableProviderFactory for FileTableFactory {
             let option = option.strip_prefix("format.").unwrap_or(option);
             // A Parquet file says itself how its pages are compressed; only its writer is told.
             let written_only =
-                self.0 == Format::Parquet && option.eq_ignore_ascii_case("compression");
+                self.0 == Format::Parquet && option.eq_ignore_ascii_case("parquet.compression");
             !option.eq_ignore_ascii_case("mode")
                 && !option.eq_ignore_ascii_case("single_file")
                 && !written_only

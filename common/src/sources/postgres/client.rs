@@ -7,7 +7,7 @@ use datafusion::execution::TaskContext;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::future::Future;
 use std::str::FromStr;
@@ -24,8 +24,8 @@ pub const COPY: Duration = Duration::from_secs(600);
 pub const COMMIT: Duration = Duration::from_secs(6 * 3600);
 /// An idle connection older than this is not used again: something on the way may have forgotten it.
 const IDLE: Duration = Duration::from_secs(120);
-/// Idle connections that a process keeps for each database.
-const IDLE_CONNECTIONS: usize = 16;
+/// Idle connections that a process keeps, for all databases together.
+const IDLE_CONNECTIONS: usize = 32;
 
 /// A name within SQL text.
 pub fn quote(name: &str) -> String {
@@ -128,13 +128,8 @@ impl Database {
     /// # Errors
     /// As [`Self::connect`], and those of `first`.
     pub async fn start(&self, ctx: &TaskContext, first: &str) -> Result<Client> {
-        let idle = pool(ctx).and_then(|pool| {
-            let mut idle = pool.idle.lock();
-            let connections = idle.get_mut(self)?;
-            connections.retain(|(_, since)| since.elapsed() < IDLE);
-            connections.pop()
-        });
-        if let Some((mut client, _)) = idle {
+        let idle = pool(ctx).and_then(|pool| pool.idle.lock().take(self, Instant::now()));
+        if let Some(mut client) = idle {
             match client.run(first, STATEMENT).await {
                 Ok(_) => return Ok(client),
                 // A server that was restarted has closed it: a new one can be made.
@@ -152,7 +147,40 @@ impl Database {
 /// the server's VACUUM after the job has ended.
 #[derive(Default)]
 struct Pool {
-    idle: parking_lot::Mutex<HashMap<Database, Vec<(Client, Instant)>>>,
+    idle: parking_lot::Mutex<Idle<Client>>,
+}
+
+/// What lies idle, the longest at the front. Whoever takes or puts something, for whatever database, lets go of what has
+/// lain too long.
+struct Idle<T>(VecDeque<(Database, T, Instant)>);
+
+impl<T> Default for Idle<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T> Idle<T> {
+    fn take(&mut self, database: &Database, now: Instant) -> Option<T> {
+        self.drop_old(now);
+        let newest = self.0.iter().rposition(|(of, ..)| of == database)?;
+        self.0.remove(newest).map(|(_, kept, _)| kept)
+    }
+
+    fn put(&mut self, database: Database, kept: T, now: Instant) {
+        self.drop_old(now);
+        if self.0.len() == IDLE_CONNECTIONS {
+            self.0.pop_front();
+        }
+        self.0.push_back((database, kept, now));
+    }
+
+    fn drop_old(&mut self, now: Instant) {
+        let old = |(_, _, since): &(Database, T, Instant)| now.duration_since(*since) >= IDLE;
+        while self.0.front().is_some_and(old) {
+            self.0.pop_front();
+        }
+    }
 }
 
 fn pool(ctx: &TaskContext) -> Option<Arc<Pool>> {
@@ -214,22 +242,32 @@ impl Client {
     /// # Errors
     /// Of the server.
     pub async fn rows(&mut self, sql: &str, parameters: &[&str]) -> Result<Vec<PgRow>> {
+        self.rows_within(sql, parameters, STATEMENT).await
+    }
+
+    /// The same for a query that looks at much.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn rows_within(
+        &mut self,
+        sql: &str,
+        parameters: &[&str],
+        deadline: Duration,
+    ) -> Result<Vec<PgRow>> {
         let mut query = sqlx::query(AssertSqlSafe(sql.to_owned()));
         for parameter in parameters {
             query = query.bind(*parameter);
         }
         let answer = query.fetch_all(&mut self.connection);
-        Self::within(&self.place, STATEMENT, answer).await
+        Self::within(&self.place, deadline, answer).await
     }
 
     /// Gives the connection back for the next task. It must be outside of any transaction.
     pub fn keep(self, ctx: &TaskContext) {
         let Some(pool) = pool(ctx) else { return };
-        let mut idle = pool.idle.lock();
-        let connections = idle.entry(self.database.clone()).or_default();
-        if connections.len() < IDLE_CONNECTIONS {
-            connections.push((self, Instant::now()));
-        }
+        let database = self.database.clone();
+        pool.idle.lock().put(database, self, Instant::now());
     }
 }
 
@@ -267,4 +305,33 @@ pub fn sql_error(error: &sqlx::Error, place: impl Display) -> Error {
         }
     }
     Error::new(kind, message)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test that unwraps says where it failed.
+    use super::*;
+
+    fn database(name: &str) -> Database {
+        Database::new(Secret::new(format!("postgres://u@localhost/{name}"))).unwrap()
+    }
+
+    #[test]
+    fn idle_connections_of_any_database_go_by_age_and_by_number() {
+        let (a, b) = (database("a"), database("b"));
+        let start = Instant::now();
+        let mut idle = Idle::default();
+        idle.put(a.clone(), 1, start);
+        idle.put(a.clone(), 2, start);
+        assert_eq!(idle.take(&b, start), None);
+        assert_eq!(idle.take(&a, start), Some(2), "the newest is the warmest");
+        idle.put(b.clone(), 3, start + IDLE);
+        assert_eq!(idle.0.len(), 1, "that of the other database was too old");
+        for number in 0..100 {
+            idle.put(a.clone(), number, start + IDLE);
+        }
+        assert_eq!(idle.0.len(), IDLE_CONNECTIONS);
+        assert_eq!(idle.take(&a, start + IDLE), Some(99));
+        assert_eq!(idle.take(&b, start + IDLE), None);
+    }
 }
