@@ -8,8 +8,8 @@ pub const MESSAGE_BYTES: usize = 200;
 pub const KEYS: u64 = 1000;
 
 /// The columns of a message as SQL declares them.
-pub const COLUMNS: &str = "id BIGINT, key VARCHAR, value DOUBLE, user_name VARCHAR, country VARCHAR, \
-     created_at TIMESTAMP, ok BOOLEAN, content VARCHAR";
+pub const COLUMNS: &str = r#"id BIGINT, "key" VARCHAR, value DOUBLE, user_name VARCHAR, country VARCHAR,
+     created_at TIMESTAMP, ok BOOLEAN, content VARCHAR"#;
 
 /// Writes message `number` into `buffer`, in place of what it held.
 pub fn write_message(number: u64, buffer: &mut String) {

@@ -6,6 +6,7 @@ use essaim_bench::measure::Runs;
 use essaim_bench::process::{FolderWatch, status_mib};
 use essaim_bench::report::Report;
 use essaim_tests::cluster::Cluster;
+use essaim_tests::sql::numbers;
 
 const GROUPS: u64 = 10_000_000;
 const MEMORY: &str = "2GiB";
@@ -54,9 +55,7 @@ async fn groups(report: &mut Report, name: &str, query: &str, answer: &str) -> R
     }
     let client = cluster.client().await?;
     let spill = FolderWatch::start(cluster.dir().join("tmp"));
-    let sql = format!(
-        "CREATE EXTERNAL TABLE numbers STORED AS GENERATOR OPTIONS (number_of_rows '{GROUPS}');\n{query}"
-    );
+    let sql = format!("{}{query}", numbers("numbers", GROUPS));
     let mut runs = Runs::default();
     let batches = runs
         .time(client.query(&sql))
@@ -86,9 +85,8 @@ async fn tasks(report: &mut Report) -> Result<()> {
     let cluster = Cluster::start(2, 1).await?;
     let client = cluster.client().await?;
     let sql = format!(
-        "CREATE EXTERNAL TABLE numbers STORED AS GENERATOR OPTIONS (number_of_rows '{TASKS}');\n\
-         SET essaim.splits_per_slot = {};\n\
-         SELECT count(*) AS n, sum(value) AS s FROM numbers",
+        "{}SET essaim.splits_per_slot = {};\nSELECT count(*) AS n, sum(value) AS s FROM numbers",
+        numbers("numbers", TASKS),
         TASKS / 2
     );
     let mut runs = Runs::default();
