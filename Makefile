@@ -38,7 +38,7 @@ bench: ARGS ?= postgres kafka wide idle decoders
 bench: services
 	@cargo build --quiet --release -p essaim -p essaim-bench
 	@eval "$$(scripts/services env)"; for bench in $(ARGS); do case $$bench in \
-	  decoders) cargo bench --quiet -p essaim-bench --bench decoders ;; \
+	  decoders) cargo bench --quiet -p essaim -p essaim-bench --bench decoders ;; \
 	  *) "$(CARGO_TARGET_DIR)/release/$$bench" ;; \
 	esac || exit; done
 
