@@ -85,6 +85,7 @@ fn encode_scan(scan: &ScanExec) -> Result<ScanNode> {
         payload: split.payload.clone().into(),
         rows: split.rows.map_or(-1, |rows| rows as i64),
         bytes: split.bytes.map_or(-1, |bytes| bytes as i64),
+        partition: split.partition.clone(),
     };
     Ok(ScanNode {
         connector: scan.connector().to_owned(),
@@ -98,6 +99,7 @@ fn encode_scan(scan: &ScanExec) -> Result<ScanNode> {
             })
             .collect(),
         table: scan.table().to_owned(),
+        event_time: scan.event_time().map_or(-1, |column| column as i32),
     })
 }
 
@@ -109,16 +111,13 @@ fn decode_scan(node: ScanNode) -> Result<ScanExec> {
         payload: node.payload.into(),
         rows: u64::try_from(node.rows).ok(),
         bytes: u64::try_from(node.bytes).ok(),
+        partition: node.partition,
     };
     let partitions = node
         .partitions
         .into_iter()
         .map(|group| group.splits.into_iter().map(split).collect())
         .collect();
-    Ok(ScanExec::new(
-        connector.name(),
-        node.table,
-        reader,
-        partitions,
-    ))
+    let scan = ScanExec::new(connector.name(), node.table, reader, partitions);
+    Ok(scan.with_event_time(usize::try_from(node.event_time).ok()))
 }

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::scope::JobScope;
 use crate::secret::Secret;
+use crate::stream::{OutputMode, StreamSink, StreamSource};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -86,6 +87,11 @@ pub trait Source: Debug + Send + Sync {
     /// # Errors
     /// An unknown topic or table, a server out of reach.
     async fn plan(&self, request: ScanRequest<'_>) -> Result<PlannedScan>;
+
+    /// The same source read continuously, if it can be: what an UNBOUNDED table is.
+    fn stream(&self) -> Option<Arc<dyn StreamSource>> {
+        None
+    }
 }
 
 /// What a query wants of a source.
@@ -119,6 +125,8 @@ pub struct Split {
     pub label: String,
     /// The connector's own encoding (JSON).
     pub payload: Vec<u8>,
+    /// The partition of the source that it lies in, as in [`crate::stream::Offsets`]; empty if it is not a stream's.
+    pub partition: String,
     /// About how many rows, if known.
     pub rows: Option<u64>,
     /// About how many bytes, if known.
@@ -181,6 +189,29 @@ pub trait Sink: Debug + Send + Sync {
     /// # Errors
     /// Columns that do not fit, a missing key: named, with what to write instead.
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink>;
+
+    /// Checks that the rows of a streaming INSERT fit, without changing anything. `run` is that of epoch 0.
+    ///
+    /// # Errors
+    /// As `plan`, and an output mode that the sink cannot take: with those that it can.
+    async fn stream(
+        &self,
+        input: &SchemaRef,
+        mode: OutputMode,
+        run: &SinkRun,
+    ) -> Result<Arc<dyn StreamSink>> {
+        let _ = (input, run);
+        Err(crate::stream::no_stream_sink(
+            mode,
+            "it takes batch jobs only",
+        ))
+    }
+
+    /// Whether a streaming INSERT of groups should write them as they change rather than when they are final: true of
+    /// a sink that replaces rows by key.
+    fn prefers_update(&self) -> bool {
+        false
+    }
 
     /// Whether all rows must come from one writer, e.g. because they go to one file.
     fn takes_one_writer(&self) -> bool {

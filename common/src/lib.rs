@@ -18,6 +18,7 @@ pub mod session;
 pub mod sink;
 pub mod sinks;
 pub mod sources;
+pub mod stream;
 pub mod table;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,7 +1,13 @@
 //! The leaf of every plan over a connector: reads the splits of one partition after the other.
 
 use crate::connector::{Split, SplitReader};
-use arrow::datatypes::SchemaRef;
+use crate::stream::StreamSource;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::kernels::aggregate::max;
+use arrow::datatypes::{
+    DataType, SchemaRef, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
+    TimestampNanosecondType, TimestampSecondType,
+};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, Statistics, internal_err};
@@ -18,6 +24,8 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
 use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -47,6 +55,12 @@ impl ScanMetrics {
     }
 }
 
+/// The rows that a stream is taken to have while it is planned: more than any table that it may be joined with.
+const STREAM_ROWS: usize = 1 << 40;
+
+/// By partition of the source: the latest event time read, ms since the epoch.
+pub type EventTimes = BTreeMap<String, i64>;
+
 /// Yields the rows of a table's splits, one output partition for each group of splits.
 #[derive(Debug, Clone)]
 pub struct ScanExec {
@@ -54,6 +68,11 @@ pub struct ScanExec {
     table: String,
     reader: Arc<dyn SplitReader>,
     partitions: Vec<Arc<[Split]>>,
+    /// On the master: where the splits of each epoch come from, if the table is UNBOUNDED.
+    stream: Option<Arc<dyn StreamSource>>,
+    /// The column with the event time, if it is to be watched.
+    event_time: Option<usize>,
+    event_times: Arc<Mutex<EventTimes>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -81,9 +100,43 @@ impl ScanExec {
             table: table.into(),
             reader,
             partitions,
+            stream: None,
+            event_time: None,
+            event_times: Arc::default(),
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
         }
+    }
+
+    /// The same scan of an UNBOUNDED table, whose splits come with each epoch.
+    pub fn with_stream(self, stream: Arc<dyn StreamSource>) -> Self {
+        Self {
+            stream: Some(stream),
+            ..self
+        }
+    }
+
+    /// The same scan, which notes the latest event time of each partition.
+    pub fn with_event_time(self, column: Option<usize>) -> Self {
+        Self {
+            event_time: column,
+            ..self
+        }
+    }
+
+    /// Where the splits of each epoch come from, if the table is UNBOUNDED.
+    pub fn stream(&self) -> Option<&Arc<dyn StreamSource>> {
+        self.stream.as_ref()
+    }
+
+    /// The column with the event time, if it is watched.
+    pub fn event_time(&self) -> Option<usize> {
+        self.event_time
+    }
+
+    /// The latest event time of each partition, as far as they have been read.
+    pub fn event_times(&self) -> EventTimes {
+        self.event_times.lock().clone()
     }
 
     /// The connector's name.
@@ -108,12 +161,17 @@ impl ScanExec {
 
     /// The same scan over other splits.
     pub fn with_partitions(&self, partitions: Vec<Arc<[Split]>>) -> Self {
-        Self::new(
+        let scan = Self::new(
             self.connector,
             self.table.clone(),
             Arc::clone(&self.reader),
             partitions,
-        )
+        );
+        Self {
+            stream: self.stream.clone(),
+            event_time: self.event_time,
+            ..scan
+        }
     }
 
     fn estimate(&self, partition: Option<usize>) -> Statistics {
@@ -131,6 +189,10 @@ impl ScanExec {
                 .map_or(Precision::Absent, |sum| Precision::Inexact(sum as usize))
         };
         let mut statistics = Statistics::new_unknown(&self.schema());
+        if self.stream.is_some() {
+            statistics.num_rows = Precision::Inexact(STREAM_ROWS);
+            return statistics;
+        }
         statistics.num_rows = sum(|split| split.rows);
         statistics.total_byte_size = sum(|split| split.bytes);
         statistics
@@ -197,12 +259,25 @@ impl ExecutionPlan for ScanExec {
         };
         let reader = Arc::clone(&self.reader);
         let metrics = self.metrics.clone();
+        let (event_time, event_times) = (self.event_time, Arc::clone(&self.event_times));
         // A split's stream is made when the one before has ended: a partition holds one connection at a time.
         let rows = futures::stream::iter(0..splits.len())
             .map(move |index| {
-                reader
+                let rows = reader
                     .read(&splits[index], partition, &ctx, &metrics)
-                    .map_err(DataFusionError::from)
+                    .map_err(DataFusionError::from)?;
+                let (times, from) = (Arc::clone(&event_times), splits[index].partition.clone());
+                Ok::<_, DataFusionError>(rows.inspect_ok(move |batch| {
+                    if let Some(latest) = event_time.and_then(|column| latest(batch, column)) {
+                        let mut times = times.lock();
+                        match times.get_mut(&from) {
+                            Some(known) => *known = latest.max(*known),
+                            None => {
+                                times.insert(from.clone(), latest);
+                            }
+                        }
+                    }
+                }))
             })
             .try_flatten();
         let rows = RecordBatchStreamAdapter::new(self.schema(), rows);
@@ -216,6 +291,26 @@ impl ExecutionPlan for ScanExec {
 
     fn partition_statistics(&self, partition: Option<usize>) -> Result<Arc<Statistics>> {
         Ok(Arc::new(self.estimate(partition)))
+    }
+}
+
+/// The latest time of a column of timestamps, ms since the epoch, rounded down.
+fn latest(batch: &RecordBatch, column: usize) -> Option<i64> {
+    let times = batch.column(column);
+    match times.data_type() {
+        DataType::Timestamp(TimeUnit::Second, _) => {
+            max(times.as_primitive::<TimestampSecondType>()).map(|t| t.saturating_mul(1000))
+        }
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            max(times.as_primitive::<TimestampMillisecondType>())
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            max(times.as_primitive::<TimestampMicrosecondType>()).map(|t| t.div_euclid(1000))
+        }
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
+            max(times.as_primitive::<TimestampNanosecondType>()).map(|t| t.div_euclid(1_000_000))
+        }
+        _ => None,
     }
 }
 

@@ -37,6 +37,19 @@ extensions_options! {
         pub broadcast_threshold: usize, default = 64 * 1024 * 1024
         /// How long a query waits for a first worker, in seconds.
         pub worker_timeout_s: u64, default = 60
+        /// How often a streaming job runs an epoch: an interval such as '500 milliseconds', '0' for as fast as it goes,
+        /// or 'available_now' for what is there now and then an end.
+        pub trigger: String, default = "0".to_owned()
+        /// Which rows of its result a streaming INSERT writes: 'append', 'update', 'complete', or 'auto' for what fits.
+        pub output_mode: String, default = "auto".to_owned()
+        /// How often a streaming job reads the tables again that it joins its streams with; '0' for every epoch.
+        pub table_refresh: String, default = "0".to_owned()
+        /// How long a group without a window is kept after its last change; '0' for ever.
+        pub state_ttl: String, default = "0".to_owned()
+        /// The largest state of a streaming job, in bytes.
+        pub max_state_bytes: u64, default = 1024 * 1024 * 1024
+        /// How often a failing epoch is tried again before the job fails.
+        pub max_epoch_attempts: usize, default = 10
     }
 }
 

@@ -1,6 +1,7 @@
-//! The two nodes of every INSERT: one that writes (on the workers, or above the cut), one that commits (on the master).
+//! The nodes of an INSERT: one that writes (on the workers, or above the cut), one that commits (on the master); and
+//! for a streaming job one that only says where the rows of each epoch go.
 
-use crate::connector::{Begin, Part, SinkCommitter, SinkWriter};
+use crate::connector::{Begin, Part, Sink, SinkCommitter, SinkRun, SinkWriter};
 use crate::error::Error;
 use arrow::array::{Array, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -364,4 +365,107 @@ fn read_parts(batch: &RecordBatch) -> Result<Vec<Part>> {
             payload: parts.value(row).to_owned(),
         })
         .collect())
+}
+
+/// The root of a streaming INSERT. It is not run: each epoch runs its input and hands the rows to the sink.
+#[derive(Debug)]
+pub struct StreamInsertExec {
+    table: String,
+    sink: Arc<dyn Sink>,
+    run: SinkRun,
+    input: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+impl StreamInsertExec {
+    /// Sends the rows of `input` to `table`, which `sink` writes.
+    pub fn new(
+        table: impl Into<String>,
+        sink: Arc<dyn Sink>,
+        run: SinkRun,
+        input: Arc<dyn ExecutionPlan>,
+    ) -> Self {
+        Self {
+            table: table.into(),
+            sink,
+            run,
+            input,
+            properties: properties(&COUNT_SCHEMA, 1),
+        }
+    }
+
+    /// The sink table's name in the job.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// What writes.
+    pub fn sink(&self) -> &Arc<dyn Sink> {
+        &self.sink
+    }
+
+    /// The name of its commits, with epoch 0.
+    pub fn run(&self) -> &SinkRun {
+        &self.run
+    }
+
+    /// What yields the rows.
+    pub fn input(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.input
+    }
+}
+
+impl DisplayAs for StreamInsertExec {
+    fn fmt_as(&self, _t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StreamInsertExec: table={}", self.table)
+    }
+}
+
+impl ExecutionPlan for StreamInsertExec {
+    fn name(&self) -> &str {
+        "StreamInsertExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let (Some(input), true) = (children.pop(), children.is_empty()) else {
+            return internal_err!("a StreamInsertExec has one child");
+        };
+        let sink = Arc::clone(&self.sink);
+        Ok(Arc::new(Self::new(
+            self.table.clone(),
+            sink,
+            self.run.clone(),
+            input,
+        )))
+    }
+
+    fn execute(
+        &self,
+        _partition: usize,
+        _ctx: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        Err(Error::invalid("an INSERT that reads a stream does not end by itself: submit it as a job (`essaim submit`)").into())
+    }
 }

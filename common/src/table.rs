@@ -7,14 +7,18 @@ use crate::scan::ScanExec;
 use crate::scope::JobScope;
 use crate::secret::Secret;
 use crate::session::settings;
-use crate::sink::{SinkCommitExec, SinkWriteExec};
+use crate::sink::{SinkCommitExec, SinkWriteExec, StreamInsertExec};
+use crate::stream::StreamSource;
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider, TableProviderFactory};
 use datafusion::common::{Constraint, Result};
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::projection::ProjectionExec;
 use std::sync::Arc;
 
 /// A table of a connector, as a query sees it.
@@ -23,12 +27,18 @@ pub struct Table {
     name: String,
     connector: &'static str,
     schema: SchemaRef,
+    unbounded: bool,
     table: ConnectorTable,
 }
 
 impl Table {
-    /// A table of `connector`.
-    pub fn new(name: String, connector: &'static str, table: ConnectorTable) -> Self {
+    /// A table of `connector`, which is read continuously if it is `unbounded`.
+    pub fn new(
+        name: String,
+        connector: &'static str,
+        unbounded: bool,
+        table: ConnectorTable,
+    ) -> Self {
         Self {
             name,
             connector,
@@ -36,6 +46,7 @@ impl Table {
                 .schema
                 .clone()
                 .unwrap_or_else(|| Arc::new(Schema::empty())),
+            unbounded,
             table,
         }
     }
@@ -56,6 +67,7 @@ impl Table {
             name: self.name.clone(),
             connector: self.connector,
             schema: Arc::clone(&schema),
+            unbounded: self.unbounded,
             table: ConnectorTable {
                 schema: Some(schema),
                 source: self.table.source.clone(),
@@ -99,6 +111,47 @@ pub async fn insert(
         planned.committer,
         Arc::new(write),
     )))
+}
+
+/// Whether a plan reads an UNBOUNDED table.
+pub fn is_stream(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.downcast_ref::<ScanExec>()
+        .is_some_and(|scan| scan.stream().is_some())
+        || plan.children().into_iter().any(is_stream)
+}
+
+/// The scan of an UNBOUNDED table. Its partitions only stand for those of each epoch: two, so that aggregates above are
+/// planned in two steps. The event time comes along, wanted or not: the watermark needs it.
+fn scan_stream(
+    connector: &'static str,
+    name: &str,
+    stream: Arc<dyn StreamSource>,
+    projection: &[usize],
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let mut columns = projection.to_vec();
+    let event_time = stream.options().event_time.map(|wanted| {
+        let position = columns.iter().position(|column| *column == wanted);
+        position.unwrap_or_else(|| {
+            columns.push(wanted);
+            columns.len() - 1
+        })
+    });
+    let reader = stream
+        .reader(&columns)
+        .map_err(|e| e.context(format!("table {name}")))?;
+    let scan = ScanExec::new(connector, name, reader, vec![Arc::from([]), Arc::from([])])
+        .with_stream(stream)
+        .with_event_time(event_time);
+    if columns.len() == projection.len() {
+        return Ok(Arc::new(scan));
+    }
+    let schema = scan.schema();
+    let wanted = (0..projection.len()).map(|index| {
+        let name = schema.field(index).name();
+        let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(name, index));
+        (column, name.clone())
+    });
+    Ok(Arc::new(ProjectionExec::try_new(wanted, Arc::new(scan))?))
 }
 
 #[async_trait]
@@ -151,6 +204,11 @@ impl TableProvider for Table {
                 &all
             }
         };
+        if self.unbounded
+            && let Some(stream) = source.stream()
+        {
+            return scan_stream(self.connector, &self.name, stream, projection);
+        }
         let request = ScanRequest {
             projection,
             filters,
@@ -188,6 +246,20 @@ impl TableProvider for Table {
             ))
             .into());
         };
+        if is_stream(&input) {
+            if matches!(insert_op, InsertOp::Overwrite) {
+                return Err(Error::invalid(format!(
+                    "INSERT OVERWRITE {} reads a stream: write INSERT INTO, and SET essaim.output_mode = 'complete' if each epoch is to replace all rows",
+                    self.name
+                ))
+                .into());
+            }
+            let run = scope(&self.name, state)?.sink_run();
+            let sink = Arc::clone(sink);
+            return Ok(Arc::new(StreamInsertExec::new(
+                &self.name, sink, run, input,
+            )));
+        }
         insert(&self.name, self.connector, sink, state, input, insert_op).await
     }
 }
@@ -236,6 +308,19 @@ impl TableProviderFactory for TableFactory {
             unbounded: command.unbounded,
         };
         let table = self.0.table(spec).await.map_err(named)?;
-        Ok(Arc::new(Table::new(name, self.0.name(), table)))
+        let is_stream = table.source.as_ref().is_some_and(|s| s.stream().is_some());
+        if command.unbounded && !is_stream {
+            return Err(named(Error::invalid(format!(
+                "{} cannot be read continuously: leave the word UNBOUNDED out",
+                self.0.name()
+            )))
+            .into());
+        }
+        Ok(Arc::new(Table::new(
+            name,
+            self.0.name(),
+            command.unbounded,
+            table,
+        )))
     }
 }

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod registry;
 mod run;
 pub mod scheduler;
+pub mod stream;
 
 use crate::api::cluster::ClusterService;
 use crate::api::jobs::JobsService;

@@ -168,7 +168,7 @@ fn respond(
                             .and_then(|metrics| metrics.output_rows())
                             .unwrap_or_default() as u64;
                         let progress = Some(progress(&plan));
-                        let done = Part::Done(TaskDone { progress, rows_out });
+                        let done = Part::Done(TaskDone { progress, rows_out, ..Default::default() });
                         return Some((Ok(RunResponse { part: Some(done) }), None));
                     }
                 },

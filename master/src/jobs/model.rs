@@ -1,8 +1,10 @@
 //! What the master remembers of a job, and what clients see of it.
 
 use essaim_common::secret::redact;
+use essaim_common::stream::Offsets;
 use essaim_proto::v1;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Attempts that one stage remembers; later ones are only counted.
@@ -107,6 +109,62 @@ pub struct AttemptRecord {
     pub ended_ms: i64,
     pub rows_in: u64,
     pub split: String,
+}
+
+/// One epoch of a streaming job, with the meaning of Spark's `StreamingQueryProgress`. Times are ms since 1970-01-01
+/// UTC, durations ms.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochProgress {
+    pub epoch: u64,
+    pub started_ms: i64,
+    pub duration_ms: f64,
+    /// Rows read, of all sources.
+    pub input_rows: u64,
+    pub records_skipped: u64,
+    pub records_dead_lettered: u64,
+    pub sources: Vec<SourceProgress>,
+    pub queries: Vec<QueryProgress>,
+    /// What each step took, ms: `latest_offsets`, `write_offsets`, `tasks`, `process` (merge, emit and sink commit),
+    /// `checkpoint` (the time that the epoch waited for the checkpoint of the one before).
+    pub durations_ms: BTreeMap<String, f64>,
+    /// How often the epoch was started again after an error.
+    pub retries: u32,
+}
+
+/// What an epoch read of one UNBOUNDED table.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceProgress {
+    pub table: String,
+    pub start: Offsets,
+    pub end: Offsets,
+    pub latest: Offsets,
+    /// Offsets between `end` and `latest`, of all partitions.
+    pub lag: u64,
+    pub input_rows: u64,
+    /// Rows that arrived, by the time since the epoch before began.
+    pub input_rows_per_second: f64,
+    /// Rows read, by the time that the epoch took.
+    pub processed_rows_per_second: f64,
+    /// The source's watermark; `None` before the first row with an event time.
+    pub watermark_ms: Option<i64>,
+    /// Offsets passed over because the source had deleted them.
+    pub lost: u64,
+}
+
+/// What an epoch did for one INSERT.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct QueryProgress {
+    /// Position in the job, from 0.
+    pub index: u32,
+    pub sink: String,
+    /// 'append', 'update' or 'complete'.
+    pub output_mode: String,
+    pub output_rows: u64,
+    pub late_rows: u64,
+    pub watermark_ms: Option<i64>,
+    /// Groups, keys and buffered rows kept, and their bytes.
+    pub state_rows: u64,
+    pub state_bytes: u64,
 }
 
 impl JobRecord {

@@ -197,6 +197,7 @@ impl Attempts {
             )?,
             partition: partition as u32,
             settings: self.stages.worker_settings.clone(),
+            epoch: None,
         };
         let mut client = slot.client();
         self.stages

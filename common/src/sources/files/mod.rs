@@ -108,7 +108,7 @@ impl TableProviderFactory for FileTableFactory {
             source: None,
             sink: Some(sink),
         };
-        Ok(Arc::new(Table::new(name, NAME, table)))
+        Ok(Arc::new(Table::new(name, NAME, false, table)))
     }
 }
 

@@ -87,6 +87,7 @@ impl Source for Numbers {
                     label: format!("{}..{}", range.start, range.end),
                     payload: serde_json::to_vec(&range)
                         .map_err(|e| Error::internal(e.to_string()))?,
+                    partition: String::new(),
                     rows: Some(count),
                     bytes: Some(count * 8),
                 })

@@ -82,6 +82,7 @@ pub fn split_of(range: &OffsetRange) -> Result<Split> {
     Ok(Split {
         label: range.to_string(),
         payload,
+        partition: format!("{}[{}]", range.topic, range.partition),
         rows: Some(range.len()),
         bytes: None,
     })

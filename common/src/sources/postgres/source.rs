@@ -216,6 +216,7 @@ impl Source for PostgresSource {
                     label: cut.label,
                     payload: serde_json::to_vec(&cut.range)
                         .map_err(|e| Error::internal(e.to_string()))?,
+                    partition: String::new(),
                     rows: cut.rows,
                     bytes: cut.rows.map(|rows| rows * width.max(1)),
                 })

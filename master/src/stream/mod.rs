@@ -1,0 +1,3 @@
+//! Runs streaming jobs: epoch after epoch of the same plan, with state in between.
+
+pub mod context;
