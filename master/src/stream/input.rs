@@ -22,8 +22,8 @@ use std::sync::Arc;
 /// Names an input of a job's upper halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InputId {
-    /// What the tasks of an epoch sent for one output of their stage; numbered within the job.
-    Tasks(usize),
+    /// What the tasks of an epoch sent for one output of their stage: the INSERT and the position in it.
+    Tasks(u32, usize),
     /// A table's rows, or what a query makes of them without any stream: the INSERT and the position in it.
     Static(u32, usize),
 }
@@ -87,7 +87,7 @@ impl InputExec {
 impl DisplayAs for InputExec {
     fn fmt_as(&self, _t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.id {
-            InputId::Tasks(number) => write!(f, "InputExec: tasks of input {number}"),
+            InputId::Tasks(_, position) => write!(f, "InputExec: stage {position}"),
             InputId::Static(_, position) => write!(f, "InputExec: static {position}"),
         }
     }

@@ -28,6 +28,8 @@ pub struct StreamPlan {
     pub sources: BTreeMap<String, Arc<dyn StreamSource>>,
     pub stages: Vec<StreamStage>,
     pub inserts: Vec<Insert>,
+    /// Whether a stream is joined with a table.
+    pub has_statics: bool,
 }
 
 /// A stage that reads streams. Its splits come with each epoch.
@@ -48,8 +50,17 @@ pub struct Insert {
     pub mode: OutputMode,
     pub sink: Arc<dyn StreamSink>,
     pub upper: Upper,
+    /// What keeps a row in time.
+    pub late: Late,
     /// The UNBOUNDED tables that it reads.
     pub tables: BTreeSet<String>,
+}
+
+impl Insert {
+    /// The event time before which every row is too late, [`i64::MIN`] if none is.
+    pub fn late_before(&self, watermark: i64) -> i64 {
+        self.late.before(watermark)
+    }
 }
 
 /// What an INSERT reads besides streams. Planned again, in the same order, each time the tables are read again.
@@ -69,6 +80,8 @@ pub struct PlannedInsert {
     pub upper: Upper,
     pub stages: Vec<(Arc<Stage>, InputId)>,
     pub statics: Vec<Static>,
+    pub late: Late,
+    pub sources: BTreeMap<String, Arc<dyn StreamSource>>,
     pub tables: BTreeSet<String>,
 }
 
@@ -88,7 +101,9 @@ pub fn insert(index: u32, root: &StreamInsertExec, settings: &InsertSettings) ->
         upper,
         stages: builder.stages,
         statics: builder.statics,
-        tables: tables.into_keys().collect(),
+        late: builder.late,
+        tables: tables.keys().cloned().collect(),
+        sources: tables,
     })
 }
 
