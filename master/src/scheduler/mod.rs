@@ -370,6 +370,13 @@ fn fail(outputs: impl IntoIterator<Item = oneshot::Sender<Result<Spool>>>, error
 #[derive(Debug, Clone, Default)]
 pub struct Statics(HashMap<String, Arc<Sent>>);
 
+impl Statics {
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+}
+
 /// What tasks say of the rows that they read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct TaskFacts {

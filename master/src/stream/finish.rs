@@ -7,7 +7,9 @@ use crate::stream::checkpoint::EpochCommit;
 use crate::stream::context::{EpochContext, States};
 use crate::stream::plan::Insert;
 use crate::stream::read::{Epoch, Job, ms};
+use crate::stream::state::Snapshot;
 use arrow::array::RecordBatch;
+use bytes::Bytes;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::execution_plan::reset_plan_states;
@@ -15,7 +17,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::execute_stream;
 use essaim_common::stream::OutputMode;
 use essaim_common::{Error, Result};
-use futures::future::try_join_all;
+use futures::future::join_all;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -61,16 +63,18 @@ impl Finisher {
             let done = self.committed.get(&insert.index).copied();
             run(insert, number, done, Arc::clone(&ctx))
         });
-        let written: BTreeMap<u32, u64> = try_join_all(runs).await?.into_iter().collect();
-        for (insert, _) in &written {
-            self.committed.insert(*insert, number);
-        }
+        // All to their ends: a sink whose commit is broken off in the middle would have to find out what became of it.
+        let runs = join_all(runs).await.into_iter();
+        let written = runs.collect::<Result<BTreeMap<u32, u64>>>()?;
+        let committed = written.keys().map(|insert| (*insert, number));
+        self.committed.extend(committed);
         let pending = context.take_pending();
         let deltas = pending
             .iter()
+            .filter(|(_, delta)| !delta.is_empty())
             .map(|(operator, delta)| Ok((operator.clone(), delta.encode()?)))
             .collect::<Result<Vec<_>>>()?;
-        self.states.apply(pending)?;
+        self.states.apply(&pending)?;
         epoch
             .durations_ms
             .insert("process".to_owned(), ms(started));
@@ -108,15 +112,15 @@ impl Finisher {
 
     /// Hands the epoch to the checkpoint. The state is changed already, so this is tried until it works: a full disk
     /// stops the epochs here, and nothing is lost but time.
-    async fn keep(&self, commit: &EpochCommit, deltas: Vec<(String, bytes::Bytes)>) -> Result<()> {
+    async fn keep(&self, commit: &EpochCommit, deltas: Vec<(String, Bytes)>) -> Result<()> {
         let mut pause = super::BACK_OFF;
         loop {
             let mut checkpoint = self.checkpoint.lock().await;
             match checkpoint.commit(commit, deltas.clone()).await {
                 Ok(()) => {
                     if checkpoint.snapshot_due() {
-                        let snapshot = self.states.snapshot()?;
-                        checkpoint.snapshot(snapshot).await?;
+                        let states = self.states.snapshot();
+                        checkpoint.snapshot(move || encode(states)).await?;
                     }
                     return Ok(());
                 }
@@ -135,7 +139,10 @@ impl Finisher {
     }
 
     fn check_size(&self) -> Result<()> {
-        let bytes = self.states.bytes();
+        let inserts = self.job.plan.inserts.iter();
+        let bytes: u64 = inserts
+            .map(|insert| self.states.size(insert.index).bytes as u64)
+            .sum();
         if bytes > self.max_state_bytes {
             return Err(Error::exhausted(format!(
                 "the state has {} MiB, more than essaim.max_state_bytes ({} MiB) allows: shorten windows or watermark_delay, set essaim.state_ttl, or allow for more",
@@ -158,7 +165,7 @@ impl Finisher {
         let counted = &epoch.facts.progress;
         let queries = self.job.plan.inserts.iter().map(|insert| {
             let watermark = epoch.watermarks.get(&insert.index).map(|marks| marks.now);
-            let (state_rows, state_bytes) = self.states.of_insert(insert.index);
+            let size = self.states.size(insert.index);
             QueryProgress {
                 index: insert.index,
                 sink: insert.table.clone(),
@@ -171,8 +178,8 @@ impl Finisher {
                     .copied()
                     .unwrap_or_default(),
                 watermark_ms: watermark.filter(|watermark| *watermark > i64::MIN),
-                state_rows,
-                state_bytes,
+                state_rows: size.rows as u64,
+                state_bytes: size.bytes as u64,
             }
         });
         EpochProgress {
@@ -188,6 +195,14 @@ impl Finisher {
             retries: epoch.retries,
         }
     }
+}
+
+/// All states in chunks, by operator. Takes a while: not for an async thread.
+fn encode(states: BTreeMap<String, Snapshot>) -> Result<Vec<(String, Vec<Bytes>)>> {
+    states
+        .into_iter()
+        .map(|(operator, state)| Ok((operator, state.encode()?.collect::<Result<_>>()?)))
+        .collect()
 }
 
 /// Runs the upper half of one INSERT, and hands its rows to the sink unless that has committed the epoch before.

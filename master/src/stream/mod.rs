@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod context;
 mod finish;
 pub mod input;
+mod late;
 mod pace;
 pub mod plan;
 mod read;
@@ -29,7 +30,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-pub(crate) use setup::check;
+pub(crate) use setup::{check, explain};
 
 /// The first pause after an epoch that failed; twice as long after each other one.
 const BACK_OFF: Duration = Duration::from_millis(200);
@@ -83,17 +84,9 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
                 let next = reader.next().await;
                 (reader, next)
             }));
-            loop {
-                match finisher.finish(&mut epoch).await {
-                    Ok(()) => break,
-                    Err(error) => {
-                        epoch.retries += 1;
-                        failures.wait(job, &error).await?;
-                        if let Err(error) = epoch.read_again(shared).await {
-                            failures.wait(job, &error).await?;
-                        }
-                    }
-                }
+            while let Err(error) = finish(shared, &mut finisher, &mut epoch).await {
+                epoch.retries += 1;
+                failures.wait(job, &error).await?;
             }
             failures.over(job);
             let next = tokio::select! {
@@ -116,6 +109,14 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
             }
         }
     }
+}
+
+/// Finishes an epoch, which is read again if it has been tried before.
+async fn finish(shared: &Arc<Shared>, finisher: &mut Finisher, epoch: &mut Epoch) -> Result<()> {
+    if epoch.inputs.is_none() {
+        epoch.read_again(shared).await?;
+    }
+    finisher.finish(epoch).await
 }
 
 async fn stopped(finisher: &mut Finisher) -> Result<End> {

@@ -4,6 +4,7 @@
 use crate::plan::cut::{self, Cut, rebuild};
 use crate::plan::stage::{Broadcast, Stage, StageInputExec};
 use crate::stream::input::{InputExec, InputId};
+use crate::stream::late::Late;
 use crate::stream::upper::{Upper, UpperBuilder};
 use datafusion::common::internal_datafusion_err;
 use datafusion::physical_expr::PhysicalExpr;

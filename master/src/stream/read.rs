@@ -129,7 +129,7 @@ impl Reader {
         let started = Instant::now();
         let started_ms = now_ms();
         let held = self.tables.held(&self.shared, &self.job).await?;
-        if self.job.plan.has_statics() {
+        if self.job.plan.has_statics {
             durations.insert("static_tables".to_owned(), ms(started));
         }
         let before = self.times.clone();

@@ -9,11 +9,13 @@ use crate::stream::finish::Finisher;
 use crate::stream::pace::Pace;
 use crate::stream::plan::{self, Insert, InsertSettings, PlannedInsert, StreamPlan};
 use crate::stream::read::{Job, Reader, Trigger};
+use crate::stream::state::{Delta, Restore};
 use crate::stream::statics::Tables;
 use crate::stream::watermark::TableTimes;
+use bytes::Bytes;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::ExecutionPlan;
-use essaim_common::options::duration_ms;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
+use essaim_common::sources::kafka::client::duration_ms;
 use essaim_common::scope::JobScope;
 use essaim_common::session::Settings;
 use essaim_common::sink::StreamInsertExec;
@@ -90,6 +92,32 @@ pub(crate) async fn check(
     plan_insert(planner, 0, logical, physical).await.map(|_| ())
 }
 
+/// How a streaming INSERT would run, for EXPLAIN: `[plan_type, plan]`.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn explain(
+    planner: &Planner,
+    physical: &Arc<dyn ExecutionPlan>,
+) -> Result<Vec<(String, String)>> {
+    let tree = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
+    let planned = plan::insert(0, root(physical)?, &insert_settings(&planner.settings())?)?;
+    let mut rows = vec![
+        (
+            "execution".to_owned(),
+            format!(
+                "stream: in each epoch the stages on the workers, then the rest on the master; output mode '{}'",
+                planned.mode.as_str()
+            ),
+        ),
+        ("master".to_owned(), tree(&planned.upper.plan)),
+    ];
+    for (stage, _) in &planned.stages {
+        rows.push((format!("stage {}", stage.id), tree(&stage.plan)));
+    }
+    Ok(rows)
+}
+
 fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
     let mode = match settings.output_mode.to_ascii_lowercase().as_str() {
         "auto" => None,
@@ -110,7 +138,8 @@ fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
 }
 
 fn interval(name: &str, text: &str) -> Result<Duration> {
-    duration_ms(text).map(Duration::from_millis).ok_or_else(|| {
+    let ms = if text.trim() == "0" { Some(0) } else { duration_ms(text) };
+    ms.map(Duration::from_millis).ok_or_else(|| {
         Error::invalid(format!(
             "essaim.{name} is '{text}': write an interval such as '500 milliseconds' or '1 minute', or '0'"
         ))
@@ -135,7 +164,7 @@ pub(super) async fn start(
     shared: &Arc<Shared>,
     handle: &Arc<JobHandle>,
 ) -> Result<(Reader, Finisher)> {
-    let generation = shared.jobs.begin_generation(handle).await?;
+    let generation = shared.jobs.begin(handle).await?;
     let sql = handle.read(|record| record.sql.clone());
     let scope = JobScope::new(handle.id(), generation, shared.registry.slots());
     let mut planner = Planner::new(
@@ -184,17 +213,8 @@ pub(super) async fn start(
         Some(_) => {}
         None => checkpoint.write_fingerprint(&meaning).await?,
     }
-    for insert in &stream_plan.inserts {
-        insert.upper.prepare(&states)?;
-    }
-    for (operator, chunks) in restored.snapshot {
-        states.load(&operator, chunks)?;
-    }
-    for (_, deltas) in restored.deltas {
-        for (operator, delta) in deltas {
-            states.apply_encoded(&operator, &delta)?;
-        }
-    }
+    restore(&states, restored.snapshot, restored.deltas).await?;
+    shared.jobs.accept(handle).await?;
     let mut times: BTreeMap<String, TableTimes> = BTreeMap::new();
     let mut positions = BTreeMap::new();
     let mut next_epoch = 0;
@@ -260,6 +280,35 @@ pub(super) async fn start(
         max_state_bytes: settings.max_state_bytes,
     };
     Ok((reader, finisher))
+}
+
+/// State as the last epoch left it.
+async fn restore(
+    states: &Arc<States>,
+    snapshot: Vec<(String, Vec<Bytes>)>,
+    deltas: Vec<(u64, Vec<(String, Bytes)>)>,
+) -> Result<()> {
+    let states = Arc::clone(states);
+    let work = move || -> Result<()> {
+        for (operator, chunks) in snapshot {
+            let mut restore = Restore::default();
+            for chunk in chunks {
+                restore.push(chunk)?;
+            }
+            states.put(&operator, restore.finish()?);
+        }
+        for (_, deltas) in deltas {
+            let deltas = deltas
+                .into_iter()
+                .map(|(operator, delta)| Ok((operator, Delta::decode(delta)?)))
+                .collect::<Result<_>>()?;
+            states.apply(&deltas)?;
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::internal(format!("the reading of state broke down: {e}")))?
 }
 
 /// Puts the INSERTs together: those that read one stream share its stage.

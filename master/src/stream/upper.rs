@@ -5,6 +5,7 @@ use crate::plan::cut::rebuild;
 use crate::plan::stage::{Stage, StageInputExec};
 use crate::stream::aggregate::{Emit, Expiry, StateAggregateExec};
 use crate::stream::input::InputId;
+use crate::stream::late::Late;
 use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -18,7 +19,7 @@ use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMerge
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::unnest::UnnestExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use essaim_common::functions::window::{WINDOW_KEY, Window};
+use essaim_common::functions::window::{WINDOW_KEY, WindowSpec};
 use essaim_common::sink::StreamInsertExec;
 use essaim_common::stream::{OutputMode, StreamSource};
 use essaim_common::{Error, Result};
@@ -51,6 +52,9 @@ pub struct UpperBuilder<'a> {
     sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
     pub stages: Vec<(Arc<Stage>, InputId)>,
     pub statics: Vec<Static>,
+    pub late: Late,
+    /// The group column with the time that makes rows late.
+    late_column: usize,
     operators: Vec<Operator>,
 }
 
@@ -84,6 +88,8 @@ impl<'a> UpperBuilder<'a> {
             sources,
             stages: Vec::new(),
             statics: Vec::new(),
+            late: Late::Never,
+            late_column: 0,
             operators: Vec::new(),
         })
     }
@@ -174,13 +180,24 @@ impl<'a> UpperBuilder<'a> {
             self.statics.push(Static::Broadcast(Arc::clone(broadcast)));
         }
         let id = InputId::Tasks(self.index, self.stages.len());
-        self.stages.push((Arc::clone(stage), id));
+        let plan = self.late.filter(&stage.plan, self.index, self.late_column)?;
+        let stage = Stage {
+            id: stage.id,
+            plan,
+            broadcasts: stage.broadcasts.clone(),
+        };
+        self.stages.push((Arc::new(stage), id));
         Ok(input(id, node))
     }
 
     fn aggregate(&mut self, aggregate: &AggregateExec, mode: OutputMode) -> Result<Built> {
-        let below = self.node(aggregate.input(), OutputMode::Append)?;
         let window = window_of(aggregate)?;
+        // The aggregate next to the stream decides: it comes last on the way down.
+        if let Some((column, spec)) = &window {
+            self.late = Late::Window(*spec);
+            self.late_column = *column;
+        }
+        let below = self.node(aggregate.input(), OutputMode::Append)?;
         let operator = format!("{}/{}", self.index, self.operators.len());
         let (expiry, delay_ms) = match &window {
             Some((column, window)) => (
@@ -280,7 +297,7 @@ fn single(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
 }
 
 /// The window that an aggregate groups by, with its position among the group columns.
-fn window_of(aggregate: &AggregateExec) -> Result<Option<(usize, Window)>> {
+fn window_of(aggregate: &AggregateExec) -> Result<Option<(usize, WindowSpec)>> {
     let schema = aggregate.schema();
     let groups = aggregate.group_expr().expr().len();
     for (column, field) in schema.fields().iter().take(groups).enumerate() {

@@ -87,6 +87,10 @@ impl KafkaStream {
 
 #[async_trait]
 impl StreamSource for KafkaStream {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
     fn options(&self) -> StreamOptions {
         self.options.clone()
     }
