@@ -4,6 +4,7 @@ use crate::broadcast::BroadcastExec;
 use crate::connector::Split;
 use crate::error::Error;
 use crate::ipc;
+use crate::outputs::{OutputsExec, SharedInputExec};
 use crate::scan::ScanExec;
 use crate::session::connector;
 use crate::sink::SinkWriteExec;
@@ -12,12 +13,13 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use essaim_proto::v1::{
-    BroadcastNode, PlanNode, ScanNode, SinkWriteNode, SplitGroup, SplitNode, plan_node::Node,
+    BroadcastNode, OutputsNode, PlanNode, ScanNode, SharedInputNode, SinkWriteNode, SplitGroup,
+    SplitNode, plan_node::Node,
 };
 use prost::Message;
 use std::sync::Arc;
 
-/// Encodes [`ScanExec`], [`SinkWriteExec`] and [`BroadcastExec`].
+/// Encodes the nodes of [`crate::scan`], [`crate::sink`], [`crate::broadcast`] and [`crate::outputs`].
 #[derive(Debug)]
 pub struct EssaimCodec;
 
@@ -40,6 +42,12 @@ impl PhysicalExtensionCodec for EssaimCodec {
             Node::Broadcast(BroadcastNode {
                 key: broadcast.key().to_owned(),
                 schema: ipc::encode_schema(&broadcast.schema())?.into(),
+            })
+        } else if node.is::<OutputsExec>() {
+            Node::Outputs(OutputsNode {})
+        } else if node.is::<SharedInputExec>() {
+            Node::SharedInput(SharedInputNode {
+                schema: ipc::encode_schema(&node.schema())?.into(),
             })
         } else {
             return internal_err!("{} cannot be sent to a worker", node.name());
@@ -73,6 +81,14 @@ impl PhysicalExtensionCodec for EssaimCodec {
             (Some(Node::Broadcast(broadcast)), []) => Ok(Arc::new(BroadcastExec::new(
                 broadcast.key,
                 ipc::decode_schema(&broadcast.schema)?,
+            ))),
+            (Some(Node::Outputs(OutputsNode {})), [input, outputs @ ..]) => Ok(Arc::new(
+                OutputsExec::new(Arc::clone(input), outputs.to_vec()),
+            )),
+            // A task has one partition.
+            (Some(Node::SharedInput(shared)), []) => Ok(Arc::new(SharedInputExec::new(
+                ipc::decode_schema(&shared.schema)?,
+                1,
             ))),
             _ => Err(Error::internal("a plan node of another version of Essaim").into()),
         }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod ipc;
 pub mod object_stores;
 pub mod options;
+pub mod outputs;
 pub mod scan;
 pub mod scope;
 pub mod secret;

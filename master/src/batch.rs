@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
-use crate::jobs::model::JobState;
+use crate::jobs::model::{JobKind, JobState};
 use crate::plan::{Planner, Purpose, Query, parse, purpose};
 use crate::run;
 use datafusion::common::TableReference;
@@ -13,11 +13,11 @@ use futures::TryStreamExt;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something.
+/// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something. Tells how it runs.
 ///
 /// # Errors
 /// What is wrong, and where.
-pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
+pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<JobKind> {
     let statements = parse(sql)?;
     let scope = JobScope::new("check", 0, shared.registry.slots());
     let mut planner = planner(shared, &scope);
@@ -47,7 +47,7 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
                 "the job has no INSERT, so it would do nothing: write INSERT INTO a table STORED AS POSTGRES, KAFKA, PARQUET, …",
             ));
         }
-        Ok(())
+        Ok(JobKind::Batch)
     }
     .await;
     scope.release().await;
@@ -84,13 +84,8 @@ pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
 }
 
 async fn run_statements(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<()> {
-    let sql = job.update(|record| {
-        record.generation += 1;
-        record.queries.clear();
-        record.sql.clone()
-    });
-    shared.jobs.advance(job, JobState::Running, "").await;
-    let generation = job.read(|record| record.generation);
+    let generation = shared.jobs.begin(job).await?;
+    let sql = job.read(|record| record.sql.clone());
     let scope = JobScope::new(job.id(), generation, shared.registry.slots());
     let outcome = run_in_scope(shared, job, &scope, &sql, generation).await;
     scope.release().await;

@@ -8,6 +8,7 @@ use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
 use essaim_common::scan::ScanExec;
+use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1::{
@@ -86,6 +87,13 @@ impl TaskService {
             task_index: request.partition as usize,
             task_count: 0,
         }));
+        if let Some(epoch) = &request.epoch {
+            config.set_extension(Arc::new(EpochParams {
+                epoch: epoch.epoch,
+                watermarks: epoch.watermarks.clone().into_iter().collect(),
+                late_before: epoch.late_before.clone().into_iter().collect(),
+            }));
+        }
         Ok(Arc::new(TaskContext::new(
             Some(request.task.clone()),
             state.session_id().to_owned(),
@@ -167,8 +175,13 @@ fn respond(
                             .metrics()
                             .and_then(|metrics| metrics.output_rows())
                             .unwrap_or_default() as u64;
-                        let progress = Some(progress(&plan));
-                        let done = Part::Done(TaskDone { progress, rows_out, ..Default::default() });
+                        let mut done = TaskDone {
+                            progress: Some(progress(&plan)),
+                            rows_out,
+                            ..TaskDone::default()
+                        };
+                        add_facts(&plan, &mut done);
+                        let done = Part::Done(done);
                         return Some((Ok(RunResponse { part: Some(done) }), None));
                     }
                 },
@@ -212,6 +225,19 @@ fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
     } else {
         sum.rows_in += metrics.output_rows().unwrap_or_default() as u64;
         sum.bytes_in += count("bytes_scanned");
+    }
+}
+
+/// What an epoch is told of its rows: the latest event times, and how many came too late.
+fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
+    for child in plan.children() {
+        add_facts(child, done);
+    }
+    if let Some(scan) = plan.downcast_ref::<ScanExec>() {
+        for (partition, time) in scan.event_times() {
+            let known = done.event_times.entry(partition).or_insert(time);
+            *known = time.max(*known);
+        }
     }
 }
 
