@@ -3,6 +3,7 @@
 mod epochs;
 pub mod handle;
 pub mod model;
+pub mod state_dir;
 mod store;
 
 use crate::jobs::handle::JobHandle;
@@ -88,7 +89,7 @@ impl Jobs {
     /// # Errors
     /// The state dir is out of reach or holds a file that is none of ours.
     pub async fn open(state_dir: &str) -> Result<(Self, Vec<Arc<JobHandle>>)> {
-        let store = Store::open(state_dir)?;
+        let store = Store::open(state_dir).await?;
         let mut known = BTreeMap::new();
         let mut open = Vec::new();
         for record in store.load().await? {
