@@ -262,12 +262,16 @@ impl Checkpoint {
         !writing && (worth || self.commits >= MOST_COMMITS)
     }
 
-    /// Hands over all state as the last commit left it, to be written in the background; then older objects go.
-    /// A snapshot that cannot be written is given up with a warning, and is due again later.
+    /// Writes all state as the last commit left it in the background; then older objects go. `encode` is called there,
+    /// on a thread where it may take its time: for each operator its chunks. A snapshot that cannot be written is given
+    /// up with a warning, and is due again later.
     ///
     /// # Errors
     /// The last commit cannot be written; nothing has been committed; a snapshot is being written.
-    pub async fn snapshot(&mut self, state: Vec<(String, Vec<Bytes>)>) -> Result<()> {
+    pub async fn snapshot(
+        &mut self,
+        encode: impl FnOnce() -> Result<Vec<(String, Vec<Bytes>)>> + Send + 'static,
+    ) -> Result<()> {
         self.flush().await?;
         if !self.collect_snapshot().await {
             return Err(Error::internal("a snapshot is already being written"));
@@ -281,19 +285,22 @@ impl Checkpoint {
             previous: None,
             content: commit,
         };
-        let parts = state
-            .into_iter()
-            .flat_map(|(operator, chunks)| {
-                chunks
-                    .into_iter()
-                    .map(move |chunk| (operator.clone(), chunk))
-            })
-            .collect();
         let objects = self.objects.clone();
         let mut known = self.known.clone();
         known.insert(name);
         let generation = self.generation.generation;
         let work = async move {
+            let state = tokio::task::spawn_blocking(encode)
+                .await
+                .map_err(|e| Error::internal(format!("a snapshot was given up: {e}")))??;
+            let parts = state
+                .into_iter()
+                .flat_map(|(operator, chunks)| {
+                    chunks
+                        .into_iter()
+                        .map(move |chunk| (operator.clone(), chunk))
+                })
+                .collect();
             let bytes = objects.put(name, Arc::new(stored), parts).await?;
             let removed = objects.remove_old(generation, superseded(&known)).await;
             Ok(Snapshotted {
