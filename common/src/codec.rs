@@ -5,21 +5,26 @@ use crate::connector::Split;
 use crate::error::Error;
 use crate::ipc;
 use crate::outputs::{OutputsExec, SharedInputExec};
+use crate::late::{LateFilterExec, Until};
 use crate::scan::ScanExec;
 use crate::session::connector;
 use crate::sink::SinkWriteExec;
+use crate::windows::expand::WindowExpandExec;
+use crate::windows::session::{SessionColumns, SessionMergeExec};
 use datafusion::common::{Result, internal_datafusion_err, internal_err};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use essaim_proto::v1::{
-    BroadcastNode, OutputsNode, PlanNode, ScanNode, SharedInputNode, SinkWriteNode, SplitGroup,
-    SplitNode, plan_node::Node,
+    BroadcastNode, LateFilterNode, OutputsNode, PlanNode, ScanNode, SessionMergeNode,
+    SharedInputNode, SinkWriteNode, SplitGroup, SplitNode, WindowExpandNode, late_filter_node,
+    plan_node::Node,
 };
 use prost::Message;
 use std::sync::Arc;
 
-/// Encodes the nodes of [`crate::scan`], [`crate::sink`], [`crate::broadcast`] and [`crate::outputs`].
+/// Encodes the nodes of [`crate::scan`], [`crate::sink`], [`crate::broadcast`], [`crate::outputs`], [`crate::late`] and
+/// [`crate::windows`].
 #[derive(Debug)]
 pub struct EssaimCodec;
 
@@ -48,6 +53,27 @@ impl PhysicalExtensionCodec for EssaimCodec {
         } else if node.is::<SharedInputExec>() {
             Node::SharedInput(SharedInputNode {
                 schema: ipc::encode_schema(&node.schema())?.into(),
+            })
+        } else if let Some(filter) = node.downcast_ref::<LateFilterExec>() {
+            Node::LateFilter(LateFilterNode {
+                query: filter.query(),
+                column: filter.column() as u32,
+                until: Some(match filter.until() {
+                    Until::Window(window) => late_filter_node::Until::Window(window.into()),
+                    Until::Allowance(ms) => late_filter_node::Until::AllowanceMs(ms),
+                }),
+            })
+        } else if let Some(expand) = node.downcast_ref::<WindowExpandExec>() {
+            Node::WindowExpand(WindowExpandNode {
+                column: expand.column() as u32,
+                window: Some(expand.window().into()),
+            })
+        } else if let Some(merge) = node.downcast_ref::<SessionMergeExec>() {
+            let SessionColumns { start, end, keys } = merge.columns();
+            Node::SessionMerge(SessionMergeNode {
+                start: *start as u32,
+                end: *end as u32,
+                keys: keys.iter().map(|key| *key as u32).collect(),
             })
         } else {
             return internal_err!("{} cannot be sent to a worker", node.name());
@@ -90,6 +116,35 @@ impl PhysicalExtensionCodec for EssaimCodec {
                 ipc::decode_schema(&shared.schema)?,
                 1,
             ))),
+            (Some(Node::LateFilter(filter)), [input]) => {
+                let until = match filter.until {
+                    Some(late_filter_node::Until::Window(window)) => {
+                        Until::Window(window.try_into()?)
+                    }
+                    Some(late_filter_node::Until::AllowanceMs(ms)) => Until::Allowance(ms),
+                    None => return internal_err!("a late filter without a limit"),
+                };
+                let (column, input) = (filter.column as usize, Arc::clone(input));
+                Ok(Arc::new(LateFilterExec::new(
+                    filter.query,
+                    column,
+                    until,
+                    input,
+                )))
+            }
+            (Some(Node::WindowExpand(expand)), [input]) => {
+                let window = expand.window.unwrap_or_default().try_into()?;
+                let (column, input) = (expand.column as usize, Arc::clone(input));
+                Ok(Arc::new(WindowExpandExec::new(column, window, input)))
+            }
+            (Some(Node::SessionMerge(merge)), [input]) => {
+                let columns = SessionColumns {
+                    start: merge.start as usize,
+                    end: merge.end as usize,
+                    keys: merge.keys.into_iter().map(|key| key as usize).collect(),
+                };
+                Ok(Arc::new(SessionMergeExec::new(columns, Arc::clone(input))))
+            }
             _ => Err(Error::internal("a plan node of another version of Essaim").into()),
         }
     }

@@ -8,7 +8,9 @@ pub mod broadcast;
 pub mod codec;
 pub mod connector;
 pub mod error;
+pub mod functions;
 pub mod ipc;
+pub mod late;
 pub mod object_stores;
 pub mod options;
 pub mod outputs;
@@ -21,5 +23,6 @@ pub mod sinks;
 pub mod sources;
 pub mod stream;
 pub mod table;
+pub mod windows;
 
 pub use error::{Error, ErrorKind, Result};

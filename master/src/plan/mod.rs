@@ -6,8 +6,11 @@ pub mod cut;
 pub mod exchange;
 pub mod explain;
 pub mod stage;
+pub mod windows;
 
 use crate::plan::cut::Cut;
+use crate::plan::windows::WindowAnalyzer;
+use crate::plan::windows::expand::ExpandWindows;
 use crate::registry::Registry;
 use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
@@ -151,13 +154,14 @@ impl Planner {
         let rules = PhysicalOptimizer::new()
             .rules
             .into_iter()
-            .filter(|rule| rule.name() != "CombinePartialFinalAggregate")
-            .collect();
+            .filter(|rule| rule.name() != "CombinePartialFinalAggregate");
+        let rules = std::iter::once(Arc::new(ExpandWindows) as Arc<_>).chain(rules);
         let state = session::with_essaim(
             SessionStateBuilder::new()
                 .with_config(config)
                 .with_runtime_env(runtime)
-                .with_physical_optimizer_rules(rules),
+                .with_physical_optimizer_rules(rules.collect())
+                .with_analyzer_rule(Arc::new(WindowAnalyzer)),
         )
         .build();
         Self {
@@ -371,8 +375,10 @@ impl Planner {
         planned.await.map_err(wrong_text)
     }
 
-    async fn logical(&self, statement: Statement) -> Result<LogicalPlan> {
-        Ok(self.ctx.state().statement_to_plan(statement).await?)
+    async fn logical(&self, mut statement: Statement) -> Result<LogicalPlan> {
+        windows::rewrite::rewrite(&mut statement)?;
+        let plan = self.ctx.state().statement_to_plan(statement).await;
+        plan.map_err(windows::without_window)
     }
 
     /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that
