@@ -134,9 +134,9 @@ impl ExecutionPlan for InputExec {
             .get_extension::<Inputs>()
             .ok_or_else(|| Error::internal("an input is read outside of an epoch"))?;
         let batches = match inputs.take(self.id) {
-            Some(Input::Spools(spools)) => futures::stream::iter(spools)
-                .flat_map(Spool::read)
-                .boxed(),
+            Some(Input::Spools(spools)) => {
+                futures::stream::iter(spools).flat_map(Spool::read).boxed()
+            }
             Some(Input::Batches(batches)) => {
                 let batches: Vec<_> = batches.iter().cloned().map(Ok).collect();
                 futures::stream::iter(batches).boxed()

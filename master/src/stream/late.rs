@@ -71,7 +71,7 @@ impl Late {
             .children()
             .into_iter()
             .map(|input| {
-                let filter = LateFilterExec::new(Arc::clone(input), query, column, until);
+                let filter = LateFilterExec::new(query, column, until, Arc::clone(input));
                 Arc::new(filter) as Arc<dyn ExecutionPlan>
             })
             .collect();
@@ -83,9 +83,7 @@ impl Late {
 /// the pane, computed further below, which is in time as long as its rows are.
 fn time_column(aggregate: &AggregateExec, group: usize) -> Option<usize> {
     let (expr, _) = aggregate.group_expr().expr().get(group)?;
-    let column = |expr: &Arc<dyn PhysicalExpr>| {
-        expr.downcast_ref::<Column>().map(Column::index)
-    };
+    let column = |expr: &Arc<dyn PhysicalExpr>| expr.downcast_ref::<Column>().map(Column::index);
     column(expr).or_else(|| {
         let function = expr.downcast_ref::<ScalarFunctionExpr>()?;
         column(function.args().first()?)

@@ -161,7 +161,11 @@ impl<'a> UpperBuilder<'a> {
             });
         }
         let plan = rebuild(Arc::clone(node), inputs)?;
-        let plan = if node.is::<UnionExec>() { single(plan) } else { plan };
+        let plan = if node.is::<UnionExec>() {
+            single(plan)
+        } else {
+            plan
+        };
         Ok(Built { plan, delay_ms })
     }
 
@@ -180,7 +184,9 @@ impl<'a> UpperBuilder<'a> {
             self.statics.push(Static::Broadcast(Arc::clone(broadcast)));
         }
         let id = InputId::Tasks(self.index, self.stages.len());
-        let plan = self.late.filter(&stage.plan, self.index, self.late_column)?;
+        let plan = self
+            .late
+            .filter(&stage.plan, self.index, self.late_column)?;
         let stage = Stage {
             id: stage.id,
             plan,
@@ -200,12 +206,12 @@ impl<'a> UpperBuilder<'a> {
         let below = self.node(aggregate.input(), OutputMode::Append)?;
         let operator = format!("{}/{}", self.index, self.operators.len());
         let (expiry, delay_ms) = match &window {
-            Some((column, window)) => (
+            Some((column, spec)) => (
                 Expiry::Window {
                     column: *column,
-                    window: window.clone(),
+                    spec: *spec,
                 },
-                below.delay_ms.saturating_add(window.longest_ms()),
+                below.delay_ms.saturating_add(spec.longest_ms()),
             ),
             None => match self.settings.state_ttl_ms {
                 Some(ttl) => (Expiry::Ttl(ttl), below.delay_ms),
@@ -243,7 +249,7 @@ impl<'a> UpperBuilder<'a> {
             || node.is::<ProjectionExec>()
             || node.is::<UnnestExec>()
             || node.is::<UnionExec>()
-            || node.is::<crate::plan::windows::WindowExpandExec>()
+            || node.is::<essaim_common::windows::expand::WindowExpandExec>()
             || node.name() == "CooperativeExec";
         let joins_table = node.is::<HashJoinExec>()
             || node.is::<CrossJoinExec>()
@@ -253,7 +259,9 @@ impl<'a> UpperBuilder<'a> {
         }
         let needs_whole = node.is::<GlobalLimitExec>()
             || node.is::<LocalLimitExec>()
-            || node.downcast_ref::<SortExec>().is_some_and(|s| s.fetch().is_some());
+            || node
+                .downcast_ref::<SortExec>()
+                .is_some_and(|s| s.fetch().is_some());
         if node.is::<SortExec>() && !needs_whole {
             return Ok(());
         }

@@ -132,7 +132,8 @@ impl ObjectStore for Faulty {
         payload: PutPayload,
         opts: PutOptions,
     ) -> Result<PutResult> {
-        self.call(self.inner.put_opts(location, payload, opts)).await
+        self.call(self.inner.put_opts(location, payload, opts))
+            .await
     }
 
     async fn put_multipart_opts(
