@@ -7,6 +7,8 @@
 mod aggregate;
 pub mod checkpoint;
 pub mod context;
+mod dedup;
+mod feed;
 mod finish;
 pub mod input;
 mod late;

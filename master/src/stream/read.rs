@@ -47,7 +47,6 @@ pub struct Job {
     pub handle: Arc<JobHandle>,
     pub planner: Arc<Planner>,
     pub plan: StreamPlan,
-    pub generation: u64,
 }
 
 /// Plans and reads epochs.

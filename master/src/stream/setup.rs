@@ -252,7 +252,6 @@ pub(super) async fn start(
         handle: Arc::clone(handle),
         planner,
         plan: stream_plan,
-        generation,
     });
     tracing::info!(job = %handle.id(), generation, next_epoch, replayed = restored.planned.len(), "streaming");
     let checkpoint = Arc::new(Mutex::new(checkpoint));
