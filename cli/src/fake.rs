@@ -7,8 +7,9 @@ use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::jobs_server::{Jobs, JobsServer};
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{
-    CancelRequest, CancelResponse, GetRequest, Job, JobState, ListRequest, ListResponse,
-    QueryRequest, QueryResponse, SubmitRequest, SubmitResponse, WatchRequest,
+    CancelRequest, CancelResponse, EpochProgress, EpochsRequest, EpochsResponse, GetRequest, Job,
+    JobState, ListRequest, ListResponse, QueryRequest, QueryResponse, StopRequest, StopResponse,
+    SubmitRequest, SubmitResponse, WatchRequest,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -115,6 +116,33 @@ impl Jobs for Fake {
     async fn cancel(&self, _: Request<CancelRequest>) -> Result<Response<CancelResponse>, Status> {
         let state = JobState::Running.into();
         Ok(Response::new(CancelResponse { state }))
+    }
+
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
+        let state = match request.into_inner().job_id.as_str() {
+            "batch" => return Err(Status::invalid_argument("job batch is a batch job")),
+            "ended" => JobState::Stopped.into(),
+            _ => JobState::Running.into(),
+        };
+        Ok(Response::new(StopResponse { state }))
+    }
+
+    /// There are twelve epochs.
+    async fn epochs(
+        &self,
+        request: Request<EpochsRequest>,
+    ) -> Result<Response<EpochsResponse>, Status> {
+        let first = request
+            .into_inner()
+            .after_epoch
+            .map_or(0, |epoch| epoch + 1);
+        let epochs = (first..=12).map(|epoch| EpochProgress {
+            epoch,
+            ..EpochProgress::default()
+        });
+        Ok(Response::new(EpochsResponse {
+            epochs: epochs.collect(),
+        }))
     }
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {

@@ -1,11 +1,15 @@
 //! Jobs as text for people.
 
-use crate::job_json::state;
+use crate::epoch_text::{self, Flow};
+use crate::job_json::{kind, state};
 use crate::text::{one_line, rfc3339};
 use comfy_table::{CellAlignment, Table, presets};
-use essaim_proto::v1::{Job, QueryStatus, StageStatus, TaskAttempt};
+use essaim_proto::v1::{Job, JobKind, JobState, QueryStatus, StageStatus, TaskAttempt};
 use indicatif::{HumanBytes, HumanCount};
 use std::collections::BTreeMap;
+
+/// The unsuccessful attempts of a streaming job that are shown, the last ones: over months there are many.
+const ATTEMPTS_SHOWN: usize = 10;
 
 /// All jobs, one a line.
 pub fn table(jobs: &[Job]) -> String {
@@ -13,21 +17,33 @@ pub fn table(jobs: &[Job]) -> String {
     table.load_preset(presets::NOTHING).set_header([
         "JOB",
         "NAME",
+        "KIND",
         "STATE",
         "SUBMITTED",
         "SECONDS",
+        "ROWS/S",
+        "LAG",
         "MESSAGE",
     ]);
-    if let Some(column) = table.column_mut(4) {
-        column.set_cell_alignment(CellAlignment::Right);
+    for column in 5..8 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
     for job in jobs {
+        let running = job.state() == JobState::Running;
+        let flow = job.last_epoch.as_ref().filter(|_| running).map(Flow::of);
         table.add_row([
             job.id.clone(),
             one_line(&job.name),
+            kind(job.kind()),
             state(job.state()),
             rfc3339(job.submitted_ms).unwrap_or_default(),
             seconds(job).map(|s| format!("{s:.1}")).unwrap_or_default(),
+            flow.map(|flow| epoch_text::rate(flow.input_rows_per_second))
+                .unwrap_or_default(),
+            flow.map(|flow| HumanCount(flow.lag).to_string())
+                .unwrap_or_default(),
             one_line(&job.message),
         ]);
     }
@@ -36,6 +52,14 @@ pub fn table(jobs: &[Job]) -> String {
 
 /// How a job ended, in one line.
 pub fn outcome(job: &Job) -> String {
+    if let Some(totals) = &job.totals {
+        return format!(
+            "{} after {} epochs: {} rows out",
+            state(job.state()),
+            HumanCount(totals.epochs),
+            HumanCount(totals.output_rows)
+        );
+    }
     let rows: u64 = job.queries.iter().map(|query| query.rows_out).sum();
     let took = seconds(job)
         .map(|s| format!(" in {s:.1} s"))
@@ -47,8 +71,10 @@ pub fn outcome(job: &Job) -> String {
     )
 }
 
-/// A job with its queries, their stages, and the attempts that did not succeed.
-pub fn status(job: &Job) -> String {
+/// A batch job with its queries and their stages, or a streaming job with its last epoch as seen at the time `now_ms`,
+/// and the attempts that did not succeed.
+pub fn status(job: &Job, now_ms: i64) -> String {
+    let is_streaming = job.kind() == JobKind::Streaming;
     let mut lines = vec![format!("job:        {}", job.id)];
     let mut field = |name: &str, value: String| {
         if !value.is_empty() {
@@ -58,11 +84,32 @@ pub fn status(job: &Job) -> String {
     if job.name != job.id {
         field("name", one_line(&job.name));
     }
+    if is_streaming {
+        field("kind", kind(job.kind()));
+    }
     field("state", state(job.state()));
     field("message", one_line(&job.message));
     field("submitted", rfc3339(job.submitted_ms).unwrap_or_default());
     field("started", rfc3339(job.started_ms).unwrap_or_default());
     field("ended", rfc3339(job.ended_ms).unwrap_or_default());
+    if is_streaming {
+        field("generation", job.generation.to_string());
+        for (name, value) in job.last_epoch.iter().flat_map(epoch_text::fields) {
+            field(name, value);
+        }
+        field(
+            "in all",
+            job.totals
+                .as_ref()
+                .map(epoch_text::totals)
+                .unwrap_or_default(),
+        );
+        if let Some(epoch) = &job.last_epoch {
+            lines.extend(epoch_text::tables(epoch, now_ms));
+        }
+        last_unsuccessful(job, &mut lines);
+        return lines.join("\n");
+    }
     if job.generation > 1 {
         field("starts", job.generation.to_string());
     }
@@ -127,10 +174,32 @@ fn stage_lines(stage: &StageStatus, lines: &mut Vec<String>) {
             .collect();
         lines.push(format!("    tasks per worker: {}", counts.join(", ")));
     }
-    let unsuccessful = |a: &&TaskAttempt| !matches!(a.outcome.as_str(), "succeeded" | "running");
-    for attempt in stage.attempts.iter().filter(unsuccessful) {
+    for attempt in stage.attempts.iter().filter(|a| is_unsuccessful(a)) {
         lines.push(attempt_line(attempt));
     }
+}
+
+fn is_unsuccessful(attempt: &TaskAttempt) -> bool {
+    !matches!(attempt.outcome.as_str(), "succeeded" | "running")
+}
+
+fn last_unsuccessful(job: &Job, lines: &mut Vec<String>) {
+    let stages = job.queries.iter().flat_map(|query| &query.stages);
+    let mut attempts: Vec<&TaskAttempt> = stages
+        .flat_map(|stage| &stage.attempts)
+        .filter(|attempt| is_unsuccessful(attempt))
+        .collect();
+    attempts.sort_by_key(|attempt| attempt.started_ms);
+    let first = attempts.len().saturating_sub(ATTEMPTS_SHOWN);
+    if !attempts.is_empty() {
+        lines.push(String::new());
+        lines.push("attempts that did not succeed:".to_owned());
+    }
+    lines.extend(
+        attempts[first..]
+            .iter()
+            .map(|attempt| attempt_line(attempt)),
+    );
 }
 
 fn attempt_line(attempt: &TaskAttempt) -> String {
@@ -156,7 +225,8 @@ fn seconds(job: &Job) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use essaim_proto::v1::JobState;
+    use crate::epoch_text::tests::epoch;
+    use essaim_proto::v1::{EpochProgress, EpochTotals};
 
     fn attempt(task: u32, attempt: u32, worker: &str, outcome: &str) -> TaskAttempt {
         TaskAttempt {
@@ -177,6 +247,7 @@ mod tests {
         Job {
             id: "0190".into(),
             name: "toots".into(),
+            kind: JobKind::Batch.into(),
             state: JobState::Succeeded.into(),
             submitted_ms: 1_700_000_000_000,
             started_ms: 1_700_000_000_500,
@@ -209,7 +280,7 @@ mod tests {
     #[test]
     fn a_status_tells_which_attempt_failed_where_and_why() {
         assert_eq!(
-            status(&job()),
+            status(&job(), 0),
             "\
 job:        0190
 name:       toots
@@ -224,6 +295,92 @@ query 0 -> per_minute: 1,234 rows out, done, run as tasks
     task 1, attempt 1 on w1: lost: its connection broke (toots[1] 0..9)"
         );
         assert_eq!(outcome(&job()), "succeeded in 1.5 s: 1,234 rows out");
+    }
+
+    fn streaming(epoch: Option<EpochProgress>) -> Job {
+        Job {
+            id: "0190".into(),
+            name: "toots".into(),
+            kind: JobKind::Streaming.into(),
+            state: JobState::Running.into(),
+            submitted_ms: 1_700_000_000_000,
+            generation: 3,
+            last_epoch: epoch,
+            totals: Some(EpochTotals {
+                epochs: 42,
+                input_rows: 1_000_000,
+                output_rows: 17,
+                late_rows: 3,
+                ..EpochTotals::default()
+            }),
+            ..Job::default()
+        }
+    }
+
+    #[test]
+    fn a_streaming_job_is_shown_with_its_last_epoch() {
+        let text = status(&streaming(Some(epoch(42))), 1_700_000_001_000);
+        assert_eq!(
+            text,
+            "\
+job:        0190
+name:       toots
+kind:       streaming
+state:      running
+submitted:  2023-11-14T22:13:20.000Z
+generation: 3
+epoch:      42, begun 2023-11-14T22:13:20.000Z, 532 ms
+steps:      latest_offsets 2 ms, tasks 400 ms, process 120 ms, checkpoint 3 ms
+rate:       2.3 rows/s in, 2,318 rows/s processed
+lag:        12,000 offsets
+in all:     42 epochs, 1,000,000 rows in, 17 rows out, 3 late, 0 skipped, 0 dead-lettered, 0 offsets lost
+
+ SOURCE   ROWS  IN/S  DONE/S     LAG  LOST  WATERMARK                 BEHIND
+ toots   1,234   2.3   2,318  12,000     0  2023-11-14T22:13:00.532Z  20.5 s
+
+ INSERT           MODE    ROWS OUT  LATE  STATE       SIZE  WATERMARK                 BEHIND
+ 0 -> per_minute  update        17     3  1,000  64.00 KiB  2023-11-14T22:13:00.532Z  20.5 s"
+        );
+        let stopped = Job {
+            state: JobState::Stopped.into(),
+            ..streaming(None)
+        };
+        assert!(status(&stopped, 0).contains("state:      stopped"));
+        assert_eq!(outcome(&stopped), "stopped after 42 epochs: 17 rows out");
+    }
+
+    #[test]
+    fn a_streaming_job_shows_the_last_attempts_that_failed() {
+        let attempts = (0..30).map(|task| attempt(task, 1, "w1", "lost"));
+        let mut job = streaming(None);
+        job.queries = vec![QueryStatus {
+            stages: vec![StageStatus {
+                attempts: attempts.collect(),
+                ..StageStatus::default()
+            }],
+            ..QueryStatus::default()
+        }];
+        let text = status(&job, 0);
+        assert_eq!(
+            text.matches(" on w1: lost").count(),
+            ATTEMPTS_SHOWN,
+            "{text}"
+        );
+        assert!(
+            text.contains("task 29,") && !text.contains("task 19,"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_list_shows_how_fast_a_streaming_job_is_and_how_far_behind() {
+        let text = table(&[job(), streaming(Some(epoch(42)))]);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|l| l.split_whitespace().collect())
+            .collect();
+        assert_eq!(lines[2][2..4], ["streaming", "running"], "{text}");
+        assert_eq!(lines[2][5..], ["2.3", "12,000"], "{text}");
     }
 
     #[test]

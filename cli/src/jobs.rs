@@ -1,29 +1,25 @@
-//! Jobs from the outside: submit, list, look at, cancel.
+//! Jobs from the outside: submit, list, look at, stop, cancel.
 
 use crate::client::{self, Failure, MasterAddress};
 use crate::job_json;
 use crate::job_text;
-use crate::progress::Progress;
+use crate::watch::{View, now_ms, watch};
 use anyhow::{Context, Result};
-use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::{
-    CancelRequest, GetRequest, Job, JobState, ListRequest, SubmitRequest, WatchRequest,
+    CancelRequest, GetRequest, Job, JobKind, JobState, ListRequest, StopRequest, SubmitRequest,
 };
 use std::io::{Read, Write};
-use std::time::{Duration, Instant};
-use tonic::transport::Channel;
-
-/// How long a watcher looks for a master that went away: jobs survive it, so the watch should.
-const MASTER_AWAY: Duration = Duration::from_secs(60);
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub struct SubmitArgs {
     /// The job file; - for standard input.
     file: String,
-    /// A name for people [default: the job's id].
+    /// A name for people [default: the job's id]. A streaming job goes on where the ended job of its name stands.
     #[arg(long, default_value = "", hide_default_value = true)]
     name: String,
+    /// Begin a streaming job anew, without what the job that had its name has left.
+    #[arg(long)]
+    from_scratch: bool,
     /// Wait until the job has ended.
     #[arg(long)]
     wait: bool,
@@ -50,9 +46,23 @@ pub struct JobsArgs {
 pub struct StatusArgs {
     /// The job's id, its beginning, or its name.
     job: String,
-    /// Wait until the job has ended.
+    /// Wait until the job has ended, and show the epochs of a streaming job meanwhile.
     #[arg(long)]
     watch: bool,
+    /// Print one JSON document; with --watch, one for each epoch of a streaming job.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    address: MasterAddress,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StopArgs {
+    /// The job's id, its beginning, or its name.
+    job: String,
+    /// Do not wait until the job has stopped.
+    #[arg(long)]
+    no_wait: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -79,6 +89,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
     let submit = SubmitRequest {
         sql: read(&args.file)?,
         name: args.name,
+        from_scratch: args.from_scratch,
     };
     let (mut client, submitted) = client::interruptible(async {
         let mut client = client::connect(&args.address.master).await?;
@@ -97,7 +108,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
         say(&id)?;
     }
     let job = tokio::select! {
-        job = watch(&mut client, &id) => job?,
+        job = watch(&mut client, &id, View::bar()) => job?,
         _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted(format!(
             "no longer waiting, but job {id} goes on: `essaim cancel {id}` ends it"
         )).into()),
@@ -131,17 +142,48 @@ pub async fn list(args: JobsArgs) -> Result<()> {
 pub async fn status(args: StatusArgs) -> Result<()> {
     let mut client = client::connect(&args.address.master).await?;
     let job = if args.watch {
-        watch(&mut client, &args.job).await?
+        watch(&mut client, &args.job, View::epochs(args.json)).await?
     } else {
         let request = GetRequest { job_id: args.job };
         client::answer(client.get(request)).await?
     };
-    if args.json {
+    // Somebody who reads epochs as JSON expects nothing else.
+    let epochs_only = args.watch && args.json && job.kind() == JobKind::Streaming;
+    if args.json && !epochs_only {
         job_json::print(&job_json::job(&job))?;
-    } else {
-        say(&job_text::status(&job))?;
+    } else if !args.json {
+        say(&job_text::status(&job, now_ms()))?;
     }
     if args.watch { verdict(&job) } else { Ok(()) }
+}
+
+/// `essaim stop`. A job that has ended is no error.
+///
+/// # Errors
+/// There is no such job; it is a batch job; it fails or is cancelled before it has stopped.
+pub async fn stop(args: StopArgs) -> Result<()> {
+    let mut client = client::connect(&args.address.master).await?;
+    let request = StopRequest {
+        job_id: args.job.clone(),
+    };
+    let found = client::answer(client.stop(request)).await?.state();
+    if args.no_wait || has_ended(found) {
+        if args.json {
+            return Ok(job_json::print(&job_json::state_only(found))?);
+        }
+        return say(&if has_ended(found) {
+            had_ended(&args.job, found)
+        } else {
+            format!("job {} stops after its epoch", args.job)
+        });
+    }
+    let job = watch(&mut client, &args.job, View::bar()).await?;
+    if args.json {
+        job_json::print(&job_json::state_only(job.state()))?;
+    } else {
+        say(&job_text::outcome(&job))?;
+    }
+    verdict(&job)
 }
 
 /// `essaim cancel`. A job that has ended is no error.
@@ -154,74 +196,33 @@ pub async fn cancel(args: CancelArgs) -> Result<()> {
         job_id: args.job.clone(),
     };
     let cancelled = client::answer(client.cancel(request)).await?;
-    if args.json {
-        return Ok(job_json::print(&job_json::cancelled(&cancelled))?);
-    }
     let state = cancelled.state();
+    if args.json {
+        return Ok(job_json::print(&job_json::state_only(state))?);
+    }
     if has_ended(state) {
-        say(&format!(
-            "job {} had ended: {}",
-            args.job,
-            job_json::state(state)
-        ))
+        say(&had_ended(&args.job, state))
     } else {
         say(&format!("job {} is cancelled", args.job))
     }
 }
 
-/// Follows a job to its end, also over a restart of the master.
-async fn watch(client: &mut JobsClient<Channel>, job: &str) -> Result<Job> {
-    let mut progress = Progress::new();
-    let mut id = job.to_owned();
-    let mut last_heard = Instant::now();
-    loop {
-        let lost = match follow(client, &mut id, &mut progress, &mut last_heard).await {
-            Ok(Some(job)) => return Ok(job),
-            Ok(None) => Failure::Unreachable(format!(
-                "the master stopped reporting on job {id}: `essaim status {id}` asks again"
-            )),
-            Err(failure @ Failure::Unreachable(_)) => failure,
-            Err(failure) => return Err(failure.into()),
-        };
-        if last_heard.elapsed() > MASTER_AWAY {
-            return Err(lost.into());
-        }
-        tokio::time::sleep(RETRY_PAUSE).await;
-    }
-}
-
-/// Follows a job until it ends or the stream does. `id` becomes the job's own.
-async fn follow(
-    client: &mut JobsClient<Channel>,
-    id: &mut String,
-    progress: &mut Progress,
-    last_heard: &mut Instant,
-) -> Result<Option<Job>, Failure> {
-    let request = WatchRequest { job_id: id.clone() };
-    let mut reports = client::answer(client.watch(request)).await?;
-    while let Some(job) = reports.message().await? {
-        *last_heard = Instant::now();
-        id.clone_from(&job.id);
-        if has_ended(job.state()) {
-            return Ok(Some(job));
-        }
-        progress.update(&job);
-    }
-    Ok(None)
+fn had_ended(job: &str, state: JobState) -> String {
+    format!("job {job} had ended: {}", job_json::state(state))
 }
 
 /// Whether nothing more becomes of a job.
 pub fn has_ended(state: JobState) -> bool {
     matches!(
         state,
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled | JobState::Stopped
     )
 }
 
-/// An error for a job that ended without success.
+/// An error for a job that ended without success. One that stopped did what it was asked to.
 fn verdict(job: &Job) -> Result<()> {
     match job.state() {
-        JobState::Succeeded => Ok(()),
+        JobState::Succeeded | JobState::Stopped => Ok(()),
         JobState::Cancelled => Err(Failure::Failed(format!("job {} was cancelled", job.id)).into()),
         _ => Err(Failure::Failed(format!("job {} failed: {}", job.id, job.message)).into()),
     }

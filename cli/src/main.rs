@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod epoch_text;
 #[cfg(test)]
 mod fake;
 mod job_json;
@@ -12,6 +13,7 @@ mod progress;
 mod serve;
 mod sql;
 mod text;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -58,10 +60,13 @@ enum Command {
     /// List the jobs, newest first.
     #[command(after_help = EXIT_CODES)]
     Jobs(jobs::JobsArgs),
-    /// Show a job: its queries, stages and the attempts that failed.
+    /// Show a job: its queries, stages and the attempts that failed; the last epoch of a streaming job.
     #[command(after_help = EXIT_CODES)]
     Status(jobs::StatusArgs),
-    /// End a job.
+    /// End a streaming job after its epoch: it goes on from there when it is submitted again under its name.
+    #[command(after_help = EXIT_CODES)]
+    Stop(jobs::StopArgs),
+    /// End a job at once.
     #[command(after_help = EXIT_CODES)]
     Cancel(jobs::CancelArgs),
 }
@@ -111,6 +116,7 @@ impl Command {
             Self::Submit(args) => jobs::submit(args).await,
             Self::Jobs(args) => client::interruptible(jobs::list(args)).await,
             Self::Status(args) => client::interruptible(jobs::status(args)).await,
+            Self::Stop(args) => client::interruptible(jobs::stop(args)).await,
             Self::Cancel(args) => client::interruptible(jobs::cancel(args)).await,
         }
     }

@@ -1,6 +1,7 @@
 //! A bar on standard error while a job or query takes long, if somebody is there to see it.
 
-use essaim_proto::v1::Job;
+use crate::epoch_text;
+use essaim_proto::v1::{Job, JobKind};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -36,16 +37,29 @@ impl Progress {
         if !self.wanted || self.started.elapsed() < PATIENCE {
             return;
         }
-        let done = Totals::of(job);
+        let is_streaming = job.kind() == JobKind::Streaming;
         let bar = self.bar.get_or_insert_with(|| {
+            // A streaming job comes no nearer to its end.
+            let template = if is_streaming {
+                "{wide_msg}"
+            } else {
+                "{bar:24} {wide_msg}"
+            };
             let bar = ProgressBar::new(0);
-            if let Ok(style) = ProgressStyle::with_template("{bar:24} {wide_msg}") {
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
             bar
         });
-        bar.set_length(done.tasks);
-        bar.set_position(done.tasks_done);
+        if is_streaming {
+            let last = job.last_epoch.as_ref().map(epoch_text::line);
+            bar.set_message(last.unwrap_or_else(|| crate::text::one_line(&job.message)));
+            return;
+        }
+        let done = Totals::of(job);
+        let (position, length) = done.bar();
+        bar.set_length(length);
+        bar.set_position(position);
         bar.set_message(done.text(self.started.elapsed(), &job.message));
     }
 
@@ -81,6 +95,11 @@ impl Totals {
             totals.rows_in += stage.rows_in;
         }
         totals
+    }
+
+    /// Position and length of the bar. One without length would be shown full.
+    fn bar(&self) -> (u64, u64) {
+        (self.tasks_done, self.tasks.max(1))
     }
 
     fn text(&self, elapsed: Duration, message: &str) -> String {
@@ -129,5 +148,10 @@ mod tests {
             totals.text(Duration::from_secs(2), ""),
             "9/14 tasks, 1,234,567 rows, 617,283 rows/s"
         );
+    }
+
+    #[test]
+    fn a_bar_is_empty_while_no_task_is_known() {
+        assert_eq!(Totals::of(&Job::default()).bar(), (0, 1));
     }
 }

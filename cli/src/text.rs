@@ -30,7 +30,12 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
 
 /// A time of the contract, in ms since 1970-01-01 UTC, as RFC 3339; nothing for 0, a time not reached.
 pub fn rfc3339(ms: i64) -> Option<String> {
-    let time: DateTime<Utc> = DateTime::from_timestamp_millis(ms).filter(|_| ms != 0)?;
+    instant(ms).filter(|_| ms != 0)
+}
+
+/// A point in time, in ms since 1970-01-01 UTC, as RFC 3339; nothing for what is too far away to have a date.
+pub fn instant(ms: i64) -> Option<String> {
+    let time: DateTime<Utc> = DateTime::from_timestamp_millis(ms)?;
     Some(time.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
 
@@ -51,5 +56,6 @@ mod tests {
             Some("2023-11-14T22:13:20.123Z")
         );
         assert_eq!(rfc3339(0), None);
+        assert_eq!(instant(0).as_deref(), Some("1970-01-01T00:00:00.000Z"));
     }
 }

@@ -4,20 +4,27 @@ use crate::broadcast::BroadcastExec;
 use crate::connector::Split;
 use crate::error::Error;
 use crate::ipc;
+use crate::late::{LateFilterExec, Until};
+use crate::outputs::{OutputsExec, SharedInputExec};
 use crate::scan::ScanExec;
 use crate::session::connector;
 use crate::sink::SinkWriteExec;
+use crate::windows::expand::WindowExpandExec;
+use crate::windows::session::{SessionColumns, SessionMergeExec};
 use datafusion::common::{Result, internal_datafusion_err, internal_err};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use essaim_proto::v1::{
-    BroadcastNode, PlanNode, ScanNode, SinkWriteNode, SplitGroup, SplitNode, plan_node::Node,
+    BroadcastNode, LateFilterNode, OutputsNode, PlanNode, ScanNode, SessionMergeNode,
+    SharedInputNode, SinkWriteNode, SplitGroup, SplitNode, WindowExpandNode, late_filter_node,
+    plan_node::Node,
 };
 use prost::Message;
 use std::sync::Arc;
 
-/// Encodes [`ScanExec`], [`SinkWriteExec`] and [`BroadcastExec`].
+/// Encodes the nodes of [`crate::scan`], [`crate::sink`], [`crate::broadcast`], [`crate::outputs`], [`crate::late`] and
+/// [`crate::windows`].
 #[derive(Debug)]
 pub struct EssaimCodec;
 
@@ -40,6 +47,33 @@ impl PhysicalExtensionCodec for EssaimCodec {
             Node::Broadcast(BroadcastNode {
                 key: broadcast.key().to_owned(),
                 schema: ipc::encode_schema(&broadcast.schema())?.into(),
+            })
+        } else if node.is::<OutputsExec>() {
+            Node::Outputs(OutputsNode {})
+        } else if node.is::<SharedInputExec>() {
+            Node::SharedInput(SharedInputNode {
+                schema: ipc::encode_schema(&node.schema())?.into(),
+            })
+        } else if let Some(filter) = node.downcast_ref::<LateFilterExec>() {
+            Node::LateFilter(LateFilterNode {
+                query: filter.query(),
+                column: filter.column() as u32,
+                until: Some(match filter.until() {
+                    Until::Window(window) => late_filter_node::Until::Window(window.into()),
+                    Until::Allowance(ms) => late_filter_node::Until::AllowanceMs(ms),
+                }),
+            })
+        } else if let Some(expand) = node.downcast_ref::<WindowExpandExec>() {
+            Node::WindowExpand(WindowExpandNode {
+                column: expand.column() as u32,
+                window: Some(expand.window().into()),
+            })
+        } else if let Some(merge) = node.downcast_ref::<SessionMergeExec>() {
+            let SessionColumns { start, end, keys } = merge.columns();
+            Node::SessionMerge(SessionMergeNode {
+                start: *start as u32,
+                end: *end as u32,
+                keys: keys.iter().map(|key| *key as u32).collect(),
             })
         } else {
             return internal_err!("{} cannot be sent to a worker", node.name());
@@ -74,6 +108,43 @@ impl PhysicalExtensionCodec for EssaimCodec {
                 broadcast.key,
                 ipc::decode_schema(&broadcast.schema)?,
             ))),
+            (Some(Node::Outputs(OutputsNode {})), [input, outputs @ ..]) => Ok(Arc::new(
+                OutputsExec::new(Arc::clone(input), outputs.to_vec()),
+            )),
+            // A task has one partition.
+            (Some(Node::SharedInput(shared)), []) => Ok(Arc::new(SharedInputExec::new(
+                ipc::decode_schema(&shared.schema)?,
+                1,
+            ))),
+            (Some(Node::LateFilter(filter)), [input]) => {
+                let until = match filter.until {
+                    Some(late_filter_node::Until::Window(window)) => {
+                        Until::Window(window.try_into()?)
+                    }
+                    Some(late_filter_node::Until::AllowanceMs(ms)) => Until::Allowance(ms),
+                    None => return internal_err!("a late filter without a limit"),
+                };
+                let (column, input) = (filter.column as usize, Arc::clone(input));
+                Ok(Arc::new(LateFilterExec::new(
+                    filter.query,
+                    column,
+                    until,
+                    input,
+                )))
+            }
+            (Some(Node::WindowExpand(expand)), [input]) => {
+                let window = expand.window.unwrap_or_default().try_into()?;
+                let (column, input) = (expand.column as usize, Arc::clone(input));
+                Ok(Arc::new(WindowExpandExec::new(column, window, input)))
+            }
+            (Some(Node::SessionMerge(merge)), [input]) => {
+                let columns = SessionColumns {
+                    start: merge.start as usize,
+                    end: merge.end as usize,
+                    keys: merge.keys.into_iter().map(|key| key as usize).collect(),
+                };
+                Ok(Arc::new(SessionMergeExec::new(columns, Arc::clone(input))))
+            }
             _ => Err(Error::internal("a plan node of another version of Essaim").into()),
         }
     }

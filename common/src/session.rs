@@ -149,6 +149,7 @@ pub fn with_essaim(builder: SessionStateBuilder) -> SessionStateBuilder {
                 .into_iter()
                 .filter(|f| !names.contains(f.name())),
         );
+        known.extend(crate::functions::scalar_functions());
     }
     {
         let known = builder.aggregate_functions().get_or_insert_default();

@@ -2,6 +2,7 @@
 
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Available {
 /// The master's half of a source that is read continuously.
 #[async_trait]
 pub trait StreamSource: Debug + Send + Sync {
+    /// All columns of the table.
+    fn schema(&self) -> SchemaRef;
+
     /// How it is to be read.
     fn options(&self) -> StreamOptions;
 

@@ -84,7 +84,7 @@ fn scope(name: &str, state: &dyn Session) -> Result<Arc<JobScope>, Error> {
         .ok_or_else(|| Error::internal(format!("table {name} is planned outside of a job")))
 }
 
-/// The plan that writes `input` to `sink`: commit above write.
+/// The plan that writes `input` to `sink`: commit above write, or for a stream what each epoch writes to.
 ///
 /// # Errors
 /// Rows that do not fit the sink; planning outside of a job.
@@ -98,6 +98,16 @@ pub async fn insert(
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let run = scope(name, state)?.sink_run();
     let overwrite = matches!(insert_op, InsertOp::Overwrite);
+    if is_stream(&input) {
+        if overwrite {
+            return Err(Error::invalid(format!(
+                "INSERT OVERWRITE {name} reads a stream: write INSERT INTO, and SET essaim.output_mode = 'complete' if each epoch is to replace all rows"
+            ))
+            .into());
+        }
+        let sink = Arc::clone(sink);
+        return Ok(Arc::new(StreamInsertExec::new(name, sink, run, input)));
+    }
     let planned = sink
         .plan(&input.schema(), overwrite, &run)
         .await
@@ -246,20 +256,6 @@ impl TableProvider for Table {
             ))
             .into());
         };
-        if is_stream(&input) {
-            if matches!(insert_op, InsertOp::Overwrite) {
-                return Err(Error::invalid(format!(
-                    "INSERT OVERWRITE {} reads a stream: write INSERT INTO, and SET essaim.output_mode = 'complete' if each epoch is to replace all rows",
-                    self.name
-                ))
-                .into());
-            }
-            let run = scope(&self.name, state)?.sink_run();
-            let sink = Arc::clone(sink);
-            return Ok(Arc::new(StreamInsertExec::new(
-                &self.name, sink, run, input,
-            )));
-        }
         insert(&self.name, self.connector, sink, state, input, insert_op).await
     }
 }

@@ -1,10 +1,11 @@
-//! Runs a batch job: its statements in order, each INSERT to its commit.
+//! Runs a job: a batch job's statements in order, each INSERT to its commit; a streaming job by [`stream`].
 
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
-use crate::jobs::model::JobState;
-use crate::plan::{Planner, Purpose, Query, parse, purpose};
+use crate::jobs::model::{JobKind, JobState};
+use crate::plan::{Execution, Planner, Purpose, Query, parse, purpose};
 use crate::run;
+use crate::stream::{self, End};
 use datafusion::common::TableReference;
 use datafusion::sql::parser::Statement;
 use essaim_common::scope::JobScope;
@@ -13,15 +14,16 @@ use futures::TryStreamExt;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something.
+/// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something. Tells how it runs.
 ///
 /// # Errors
 /// What is wrong, and where.
-pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
+pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<JobKind> {
     let statements = parse(sql)?;
     let scope = JobScope::new("check", 0, shared.registry.slots());
     let mut planner = planner(shared, &scope);
     let mut written: HashSet<TableReference> = HashSet::new();
+    let mut kinds: Vec<JobKind> = Vec::new();
     let outcome = async {
         for statement in statements {
             match purpose(&statement) {
@@ -33,6 +35,13 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
                         continue;
                     }
                     let query = planner.query(statement).await?;
+                    kinds.push(match &query.execution {
+                        Execution::Stream(plan) => {
+                            stream::check(&planner, query.logical.clone(), plan).await?;
+                            JobKind::Streaming
+                        }
+                        _ => JobKind::Batch,
+                    });
                     written.extend(query.sink.map(TableReference::from));
                 }
                 Purpose::Rows => {
@@ -47,7 +56,14 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<()> {
                 "the job has no INSERT, so it would do nothing: write INSERT INTO a table STORED AS POSTGRES, KAFKA, PARQUET, …",
             ));
         }
-        Ok(())
+        let streams = kinds.iter().filter(|kind| **kind == JobKind::Streaming);
+        match streams.count() {
+            0 => Ok(JobKind::Batch),
+            count if count == kinds.len() => Ok(JobKind::Streaming),
+            _ => Err(Error::invalid(
+                "some INSERTs of the job read UNBOUNDED tables and some do not: a streaming job never comes to the others' end; submit these as a job of their own, before it",
+            )),
+        }
     }
     .await;
     scope.release().await;
@@ -68,12 +84,18 @@ pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
         outcome = async {
             // The semaphore lives as long as the master and is never closed.
             let _turn = shared.running_jobs.acquire().await;
-            run_statements(&shared, &job).await
+            match job.read(|record| record.kind) {
+                JobKind::Batch => run_statements(&shared, &job).await.map(|()| JobState::Succeeded),
+                JobKind::Streaming => stream::run(&shared, &job).await.map(|end| match end {
+                    End::Stopped => JobState::Stopped,
+                    End::Finished => JobState::Succeeded,
+                }),
+            }
         } => outcome,
         () = job.cancelled() => Err(Error::cancelled("cancelled")),
     };
     let (state, message) = match outcome {
-        Ok(()) => (JobState::Succeeded, String::new()),
+        Ok(state) => (state, String::new()),
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             (JobState::Cancelled, error.to_string())
         }
@@ -84,13 +106,8 @@ pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
 }
 
 async fn run_statements(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<()> {
-    let sql = job.update(|record| {
-        record.generation += 1;
-        record.queries.clear();
-        record.sql.clone()
-    });
-    shared.jobs.advance(job, JobState::Running, "").await;
-    let generation = job.read(|record| record.generation);
+    let generation = shared.jobs.begin(job).await?;
+    let sql = job.read(|record| record.sql.clone());
     let scope = JobScope::new(job.id(), generation, shared.registry.slots());
     let outcome = run_in_scope(shared, job, &scope, &sql, generation).await;
     scope.release().await;

@@ -37,6 +37,11 @@ pub(crate) async fn start(
         Execution::Tasks(_) => "tasks",
         Execution::Exchange { .. } => "exchange",
         Execution::Master(_) => "master",
+        Execution::Stream(_) => {
+            return Err(Error::invalid(
+                "an INSERT that reads an UNBOUNDED table does not end by itself: submit it as a job (`essaim submit`)",
+            ));
+        }
     };
     job.update_query(index, |record| {
         record.execution = execution.to_owned();
@@ -50,7 +55,9 @@ pub(crate) async fn start(
     let is_restartable = query.is_restartable();
     settings.speculation &= is_restartable;
     let rows = match query.execution {
-        Execution::Master(plan) => execute_stream(plan, planner.state().task_ctx())?,
+        Execution::Master(plan) | Execution::Stream(plan) => {
+            execute_stream(plan, planner.state().task_ctx())?
+        }
         Execution::Tasks(cut) => {
             let stages = Stages::new(
                 Arc::clone(job),

@@ -7,7 +7,9 @@ use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
+use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
+use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1::{
@@ -86,6 +88,13 @@ impl TaskService {
             task_index: request.partition as usize,
             task_count: 0,
         }));
+        if let Some(epoch) = &request.epoch {
+            config.set_extension(Arc::new(EpochParams {
+                epoch: epoch.epoch,
+                watermarks: epoch.watermarks.clone().into_iter().collect(),
+                late_before: epoch.late_before.clone().into_iter().collect(),
+            }));
+        }
         Ok(Arc::new(TaskContext::new(
             Some(request.task.clone()),
             state.session_id().to_owned(),
@@ -167,8 +176,13 @@ fn respond(
                             .metrics()
                             .and_then(|metrics| metrics.output_rows())
                             .unwrap_or_default() as u64;
-                        let progress = Some(progress(&plan));
-                        let done = Part::Done(TaskDone { progress, rows_out, ..Default::default() });
+                        let mut done = TaskDone {
+                            progress: Some(progress(&plan)),
+                            rows_out,
+                            ..TaskDone::default()
+                        };
+                        add_facts(&plan, &mut done);
+                        let done = Part::Done(done);
                         return Some((Ok(RunResponse { part: Some(done) }), None));
                     }
                 },
@@ -212,6 +226,22 @@ fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
     } else {
         sum.rows_in += metrics.output_rows().unwrap_or_default() as u64;
         sum.bytes_in += count("bytes_scanned");
+    }
+}
+
+/// What an epoch is told of its rows: the latest event times, and how many came too late.
+fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
+    for child in plan.children() {
+        add_facts(child, done);
+    }
+    if let Some(scan) = plan.downcast_ref::<ScanExec>() {
+        for (partition, time) in scan.event_times() {
+            let known = done.event_times.entry(partition).or_insert(time);
+            *known = time.max(*known);
+        }
+    }
+    if let Some(filter) = plan.downcast_ref::<LateFilterExec>() {
+        *done.late_rows.entry(filter.query()).or_default() += filter.late_rows() as u64;
     }
 }
 

@@ -32,6 +32,7 @@ pub async fn run(cluster: &mut Cluster, screen: &mut Screen) -> Result<Outcome> 
     let submit = SubmitRequest {
         sql: SQL.to_owned(),
         name: NAME.to_owned(),
+        from_scratch: false,
     };
     let job_id = client::answer(client.submit(submit)).await?.job_id;
     let mut reports = client::answer(client.watch(WatchRequest { job_id })).await?;

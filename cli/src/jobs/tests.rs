@@ -29,6 +29,7 @@ async fn submit_and_wait(fake: &Fake, sql: &str) -> Result<()> {
     submit(SubmitArgs {
         file: file.path().to_string_lossy().into_owned(),
         name: String::new(),
+        from_scratch: false,
         wait: true,
         json: false,
         address: address(fake),
@@ -90,5 +91,44 @@ async fn a_job_that_nobody_knows_is_refused() {
     assert_eq!(
         failure(result),
         Failure::Refused("there is no job unknown".into())
+    );
+}
+
+async fn stop_job(fake: &Fake, job: &str, no_wait: bool) -> Result<()> {
+    stop(StopArgs {
+        job: job.to_owned(),
+        no_wait,
+        json: false,
+        address: address(fake),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn stopping_a_job_waits_until_it_has_stopped() {
+    let fake = Fake::start(ended(JobState::Stopped)).await;
+    stop_job(&fake, "0190", false).await.unwrap();
+    assert_eq!(fake.watches(), 2);
+    let fake = Fake::start(ended(JobState::Failed)).await;
+    assert_eq!(
+        failure(stop_job(&fake, "0190", false).await),
+        Failure::Failed("job 0190 failed: table t is gone".into())
+    );
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_job_that_has_stopped_or_against_their_will() {
+    let fake = Fake::start(ended(JobState::Stopped)).await;
+    stop_job(&fake, "0190", true).await.unwrap();
+    stop_job(&fake, "ended", false).await.unwrap();
+    assert_eq!(fake.watches(), 0);
+}
+
+#[tokio::test]
+async fn a_batch_job_is_not_stopped() {
+    let fake = Fake::start(Job::default()).await;
+    assert_eq!(
+        failure(stop_job(&fake, "batch", false).await).exit_code(),
+        4
     );
 }

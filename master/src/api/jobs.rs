@@ -2,25 +2,30 @@
 
 use crate::Shared;
 use crate::batch;
+use crate::jobs::Submission;
 use crate::jobs::handle::JobHandle;
-use crate::jobs::model::JobState;
+use crate::jobs::model::{JobState, MAX_EPOCHS_KEPT};
 use crate::plan::{MAX_SQL_BYTES, Planner, Purpose, parse, purpose};
 use crate::run;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::EmptyRecordBatchStream;
 use essaim_common::scope::JobScope;
 use essaim_common::{Error, ErrorKind, Result, ipc};
+use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1;
 use essaim_proto::v1::jobs_server::Jobs;
 use essaim_proto::v1::query_response::Part;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
+use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// Clients hear of changes at most so often.
 const WATCH_PERIOD: Duration = Duration::from_millis(100);
+/// Epochs of many partitions are large; an answer holds at most so many bytes of them.
+const MAX_EPOCHS_BYTES: usize = MAX_MESSAGE_BYTES / 2;
 
 /// `essaim.v1.Jobs`.
 #[derive(Debug)]
@@ -35,8 +40,14 @@ impl Jobs for JobsService {
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitResponse> {
         let request = request.into_inner();
-        batch::check(&self.0, &request.sql).await?;
-        let job = self.0.jobs.submit(request.name, request.sql).await?;
+        let kind = batch::check(&self.0, &request.sql).await?;
+        let submission = Submission {
+            name: request.name,
+            sql: request.sql,
+            kind,
+            from_scratch: request.from_scratch,
+        };
+        let job = self.0.jobs.submit(submission).await?;
         let job_id = job.id();
         self.0.spawn(batch::run(Arc::clone(&self.0), job));
         Ok(Response::new(v1::SubmitResponse { job_id }))
@@ -66,6 +77,34 @@ impl Jobs for JobsService {
         let state = job.read(|record| record.to_proto(false).state);
         job.cancel();
         Ok(Response::new(v1::CancelResponse { state }))
+    }
+
+    async fn stop(&self, request: Request<v1::StopRequest>) -> Answer<v1::StopResponse> {
+        let job = self.find(&request.into_inner().job_id)?;
+        let state = self.0.jobs.stop(&job).await?.to_proto() as i32;
+        Ok(Response::new(v1::StopResponse { state }))
+    }
+
+    async fn epochs(&self, request: Request<v1::EpochsRequest>) -> Answer<v1::EpochsResponse> {
+        let request = request.into_inner();
+        let job = self.find(&request.job_id)?;
+        let limit = match request.limit {
+            0 => 100,
+            limit => (limit as usize).min(MAX_EPOCHS_KEPT),
+        };
+        let known = job.epochs(request.after_epoch, limit);
+        let mut epochs = Vec::with_capacity(known.len());
+        let mut bytes = 0;
+        for epoch in known.iter().rev() {
+            let epoch = epoch.to_proto(true);
+            bytes += epoch.encoded_len();
+            if bytes > MAX_EPOCHS_BYTES {
+                break;
+            }
+            epochs.push(epoch);
+        }
+        epochs.reverse();
+        Ok(Response::new(v1::EpochsResponse { epochs }))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {

@@ -1,26 +1,47 @@
-//! A job that is known to the master: its record, who waits for changes of it, and how it is cancelled.
+//! A job that is known to the master: its record, who waits for changes of it, and how it is asked to end.
 
-use crate::jobs::model::{JobRecord, QueryRecord, StageRecord};
+use crate::jobs::model::{EpochProgress, JobRecord, QueryRecord, StageRecord};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Shared by those who run the job and those who look at it.
+/// Shared by those who run the job and those who look at it. It lasts until the job ends: a streaming job that is
+/// submitted again gets another one.
 #[derive(Debug)]
 pub struct JobHandle {
     record: Mutex<JobRecord>,
     changed: watch::Sender<u64>,
     cancel: CancellationToken,
+    stop: CancellationToken,
+    /// Held while the record is stored: what is stored last is the record as it is now. Handed on to the job's next
+    /// handle.
+    pub(super) saving: Arc<AsyncMutex<()>>,
 }
 
 impl JobHandle {
     /// A handle of a record.
     pub fn new(record: JobRecord) -> Arc<Self> {
+        Self::with(record, Arc::default())
+    }
+
+    /// A handle of this job, which has ended and is submitted again.
+    pub(super) fn resumed(&self, sql: String) -> Arc<Self> {
+        let record = self.read(|record| record.resumed(sql));
+        Self::with(record, Arc::clone(&self.saving))
+    }
+
+    fn with(record: JobRecord, saving: Arc<AsyncMutex<()>>) -> Arc<Self> {
+        let stop = CancellationToken::new();
+        if record.stop_requested {
+            stop.cancel();
+        }
         Arc::new(Self {
             record: Mutex::new(record),
             changed: watch::Sender::new(0),
             cancel: CancellationToken::new(),
+            stop,
+            saving,
         })
     }
 
@@ -79,6 +100,37 @@ impl JobHandle {
     /// A receiver that wakes whenever the record changes.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Takes in an epoch that was committed, tells those who watch, and forgets all but the last 1,000.
+    pub fn record_epoch(&self, epoch: EpochProgress) {
+        self.update(|record| record.record_epoch(epoch));
+    }
+
+    /// The epochs with a number higher than `after`, at most `limit`, the newest of them; by number.
+    pub fn epochs(&self, after: Option<u64>, limit: usize) -> Vec<Arc<EpochProgress>> {
+        self.read(|record| {
+            let known = &record.epochs;
+            let behind = known.partition_point(|epoch| after.is_some_and(|a| epoch.epoch <= a));
+            let first = behind.max(known.len().saturating_sub(limit));
+            known.range(first..).cloned().collect()
+        })
+    }
+
+    /// Asks a streaming job to end after the epoch that runs.
+    pub fn stop(&self) {
+        self.update(|record| record.stop_requested = true);
+        self.stop.cancel();
+    }
+
+    /// Whether somebody has asked for the end after the epoch that runs.
+    pub fn is_stop_requested(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Returns once somebody has asked for the end after the epoch that runs.
+    pub async fn stop_requested(&self) {
+        self.stop.cancelled().await;
     }
 
     /// Asks for the job's end.

@@ -1,14 +1,17 @@
 //! What the master remembers of a job, and what clients see of it.
 
+pub use crate::jobs::epochs::{EpochProgress, EpochTotals, QueryProgress, SourceProgress};
 use essaim_common::secret::redact;
-use essaim_common::stream::Offsets;
 use essaim_proto::v1;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Attempts that one stage remembers; later ones are only counted.
 pub(crate) const MAX_ATTEMPTS_KEPT: usize = 10_000;
+/// Epochs that a streaming job remembers; earlier ones are only part of its totals.
+pub(crate) const MAX_EPOCHS_KEPT: usize = 1_000;
 
 /// Milliseconds since 1970-01-01 UTC.
 pub(crate) fn now_ms() -> i64 {
@@ -17,7 +20,7 @@ pub(crate) fn now_ms() -> i64 {
         .map_or(0, |elapsed| elapsed.as_millis() as i64)
 }
 
-/// The life of a job. It only moves downwards.
+/// The life of a job. It only moves downwards, until a streaming job is submitted again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
@@ -26,6 +29,8 @@ pub enum JobState {
     Succeeded,
     Failed,
     Cancelled,
+    /// Ended after an epoch, as it was asked to.
+    Stopped,
 }
 
 impl JobState {
@@ -33,6 +38,28 @@ impl JobState {
     pub fn is_final(self) -> bool {
         self >= Self::Succeeded
     }
+
+    pub(crate) fn to_proto(self) -> v1::JobState {
+        match self {
+            Self::Queued => v1::JobState::Queued,
+            Self::Running => v1::JobState::Running,
+            Self::Succeeded => v1::JobState::Succeeded,
+            Self::Failed => v1::JobState::Failed,
+            Self::Cancelled => v1::JobState::Cancelled,
+            Self::Stopped => v1::JobState::Stopped,
+        }
+    }
+}
+
+/// How a job runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// To the end of its input.
+    #[default]
+    Batch,
+    /// Epoch by epoch: it reads an UNBOUNDED table.
+    Streaming,
 }
 
 /// A job. Times are ms since 1970-01-01 UTC, 0 while not reached.
@@ -50,6 +77,21 @@ pub struct JobRecord {
     pub generation: u64,
     #[serde(default)]
     pub queries: Vec<QueryRecord>,
+    #[serde(default)]
+    pub kind: JobKind,
+    /// The SQL that a resubmitted streaming job ran with before, until the engine has accepted the new one: it comes
+    /// back if the job ends before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_sql: Option<String>,
+    /// Somebody asked a streaming job to end after its epoch. Stored, so that a restarted master ends it too.
+    #[serde(default)]
+    pub stop_requested: bool,
+    /// Of all epochs of a streaming job, also those before a restart.
+    #[serde(default)]
+    pub totals: EpochTotals,
+    /// The last [`MAX_EPOCHS_KEPT`] epochs, by number. Shared, because records are copied.
+    #[serde(skip)]
+    pub epochs: VecDeque<Arc<EpochProgress>>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -111,65 +153,9 @@ pub struct AttemptRecord {
     pub split: String,
 }
 
-/// One epoch of a streaming job, with the meaning of Spark's `StreamingQueryProgress`. Times are ms since 1970-01-01
-/// UTC, durations ms.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct EpochProgress {
-    pub epoch: u64,
-    pub started_ms: i64,
-    pub duration_ms: f64,
-    /// Rows read, of all sources.
-    pub input_rows: u64,
-    pub records_skipped: u64,
-    pub records_dead_lettered: u64,
-    pub sources: Vec<SourceProgress>,
-    pub queries: Vec<QueryProgress>,
-    /// What each step took, ms: `latest_offsets`, `write_offsets`, `tasks`, `process` (merge, emit and sink commit),
-    /// `checkpoint` (the time that the epoch waited for the checkpoint of the one before).
-    pub durations_ms: BTreeMap<String, f64>,
-    /// How often the epoch was started again after an error.
-    pub retries: u32,
-}
-
-/// What an epoch read of one UNBOUNDED table.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SourceProgress {
-    pub table: String,
-    pub start: Offsets,
-    pub end: Offsets,
-    pub latest: Offsets,
-    /// Offsets between `end` and `latest`, of all partitions.
-    pub lag: u64,
-    pub input_rows: u64,
-    /// Rows that arrived, by the time since the epoch before began.
-    pub input_rows_per_second: f64,
-    /// Rows read, by the time that the epoch took.
-    pub processed_rows_per_second: f64,
-    /// The source's watermark; `None` before the first row with an event time.
-    pub watermark_ms: Option<i64>,
-    /// Offsets passed over because the source had deleted them.
-    pub lost: u64,
-}
-
-/// What an epoch did for one INSERT.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct QueryProgress {
-    /// Position in the job, from 0.
-    pub index: u32,
-    pub sink: String,
-    /// 'append', 'update' or 'complete'.
-    pub output_mode: String,
-    pub output_rows: u64,
-    pub late_rows: u64,
-    pub watermark_ms: Option<i64>,
-    /// Groups, keys and buffered rows kept, and their bytes.
-    pub state_rows: u64,
-    pub state_bytes: u64,
-}
-
 impl JobRecord {
-    /// A job that has just arrived.
-    pub fn new(id: String, name: String, sql: String) -> Self {
+    /// A job that has just arrived. Without a name its id is its name.
+    pub fn new(id: String, name: String, sql: String, kind: JobKind) -> Self {
         Self {
             name: if name.is_empty() { id.clone() } else { name },
             id,
@@ -181,22 +167,54 @@ impl JobRecord {
             ended_ms: 0,
             generation: 0,
             queries: Vec::new(),
+            kind,
+            previous_sql: None,
+            stop_requested: false,
+            totals: EpochTotals::default(),
+            epochs: VecDeque::new(),
         }
+    }
+
+    /// The record of a streaming job that has ended and is submitted again: the same job, with other SQL.
+    pub(crate) fn resumed(&self, sql: String) -> Self {
+        Self {
+            previous_sql: Some(self.sql.clone()),
+            sql,
+            state: JobState::Queued,
+            message: String::new(),
+            submitted_ms: now_ms(),
+            started_ms: 0,
+            ended_ms: 0,
+            stop_requested: false,
+            ..self.clone()
+        }
+    }
+
+    /// Takes in an epoch that was committed. One that is known by its number is replaced, with all behind it.
+    pub(crate) fn record_epoch(&mut self, epoch: EpochProgress) {
+        self.totals.add(&epoch);
+        while self
+            .epochs
+            .back()
+            .is_some_and(|last| last.epoch >= epoch.epoch)
+        {
+            self.epochs.pop_back();
+        }
+        if self.epochs.len() >= MAX_EPOCHS_KEPT {
+            self.epochs.pop_front();
+        }
+        self.epochs.push_back(Arc::new(epoch));
     }
 
     /// The job as clients see it; without its queries for a list.
     pub fn to_proto(&self, with_queries: bool) -> v1::Job {
+        let is_streaming = self.kind == JobKind::Streaming;
+        let last_epoch = self.epochs.back();
         v1::Job {
             id: self.id.clone(),
             name: self.name.clone(),
             sql: redact(&self.sql),
-            state: match self.state {
-                JobState::Queued => v1::JobState::Queued,
-                JobState::Running => v1::JobState::Running,
-                JobState::Succeeded => v1::JobState::Succeeded,
-                JobState::Failed => v1::JobState::Failed,
-                JobState::Cancelled => v1::JobState::Cancelled,
-            } as i32,
+            state: self.state.to_proto() as i32,
             message: self.message.clone(),
             submitted_ms: self.submitted_ms,
             started_ms: self.started_ms,
@@ -207,6 +225,12 @@ impl JobRecord {
             } else {
                 Vec::new()
             },
+            kind: match self.kind {
+                JobKind::Batch => v1::JobKind::Batch,
+                JobKind::Streaming => v1::JobKind::Streaming,
+            } as i32,
+            last_epoch: last_epoch.map(|epoch| epoch.to_proto(with_queries)),
+            totals: is_streaming.then(|| self.totals.to_proto()),
         }
     }
 }

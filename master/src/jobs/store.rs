@@ -1,55 +1,67 @@
-//! Jobs in the state dir: one JSON document a job, `jobs/<id>.json`, replaced whole.
+//! Jobs in the state dir: one JSON document a job, `jobs/<id>.json`, replaced whole by the master that owns the dir.
 
-use crate::jobs::model::JobRecord;
-use essaim_common::{Error, Result, object_stores};
-use futures::TryStreamExt;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use crate::jobs::model::{JobRecord, now_ms};
+use crate::jobs::state_dir::StateDir;
+use crate::stream::checkpoint;
+use bytes::Bytes;
+use essaim_common::{Error, Result};
 use std::sync::Arc;
 
-/// The state dir's half that holds jobs.
+/// Claims of masters that are kept.
+const CLAIMS_KEPT: usize = 2;
+
+/// The state dir's half that holds jobs, and the claim of this master to it.
+///
+/// Masters number themselves: each makes `masters/<n>` at its start, one above the highest. A master whose number has
+/// been passed owns the dir no longer, even if it was only asleep.
 #[derive(Debug)]
 pub(crate) struct Store {
-    url: String,
-    store: Arc<dyn ObjectStore>,
-    root: Path,
+    dir: Arc<StateDir>,
+    master: u64,
 }
 
 impl Store {
-    pub(crate) fn open(url: &str) -> Result<Self> {
-        let (store, root) = object_stores::open(url)?;
-        Ok(Self {
-            url: url.to_owned(),
-            store,
-            root: root.join("jobs"),
-        })
+    /// Opens a state dir and takes it over from the master before.
+    pub(crate) async fn open(url: &str) -> Result<Self> {
+        let dir = StateDir::open(url).await?;
+        let master = claim(&dir).await?;
+        for prefix in ["jobs", "masters"] {
+            dir.remove_half_written(prefix).await?;
+        }
+        Ok(Self { dir, master })
     }
 
-    fn path(&self, id: &str) -> Path {
-        self.root.clone().join(format!("{id}.json"))
+    /// Where this master keeps everything.
+    pub(crate) fn dir(&self) -> &Arc<StateDir> {
+        &self.dir
     }
 
-    fn trouble(&self, error: impl std::fmt::Display) -> Error {
-        Error::unavailable(format!("state dir {}: {error}", self.url))
+    /// Whether this master still owns the state dir: kind `Invalid` if another has taken it over.
+    pub(crate) async fn check_fence(&self) -> Result<()> {
+        let (own, next) = (claim_name(self.master), claim_name(self.master + 1));
+        let (own, next) = tokio::try_join!(self.dir.exists(&own), self.dir.exists(&next))?;
+        // The claim itself goes when two masters have come after it.
+        if own && !next {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "another master has taken over the state dir {}: this one writes nothing more there; stop it",
+            self.dir.show("")
+        )))
     }
 
     /// All jobs, oldest first.
     pub(crate) async fn load(&self) -> Result<Vec<JobRecord>> {
-        let listed: Vec<_> = self
-            .store
-            .list(Some(&self.root))
-            .try_collect()
-            .await
-            .map_err(|e| self.trouble(e))?;
+        let listed = self.dir.list("jobs").await?;
         let mut records = Vec::with_capacity(listed.len());
         for object in listed {
-            let bytes = async { self.store.get(&object.location).await?.bytes().await }
-                .await
-                .map_err(|e| self.trouble(e))?;
+            let Some(bytes) = self.dir.get(&object.name).await? else {
+                continue;
+            };
             let record: JobRecord = serde_json::from_slice(&bytes).map_err(|e| {
                 Error::invalid(format!(
-                    "state dir {}: {} is no job of this version: {e}; move it away",
-                    self.url, object.location
+                    "{} is no job of this version: {e}; move it away",
+                    self.dir.show(&object.name)
                 ))
             })?;
             records.push(record);
@@ -58,18 +70,66 @@ impl Store {
         Ok(records)
     }
 
+    /// Writes a job, unless another master owns the state dir.
     pub(crate) async fn save(&self, record: &JobRecord) -> Result<()> {
-        let json = serde_json::to_vec(record).map_err(|e| self.trouble(e))?;
-        self.store
-            .put(&self.path(&record.id), json.into())
+        self.check_fence().await?;
+        let json = serde_json::to_vec(record).map_err(|e| self.dir.trouble(e))?;
+        self.dir
+            .put(&job_name(&record.id), vec![Bytes::from(json)])
             .await
-            .map_err(|e| self.trouble(e))?;
-        Ok(())
     }
 
+    /// Forgets a job and its checkpoint.
     pub(crate) async fn remove(&self, id: &str) {
-        if let Err(error) = self.store.delete(&self.path(id)).await {
+        let removed = async {
+            self.check_fence().await?;
+            self.dir.remove(&job_name(id)).await?;
+            checkpoint::discard(&self.dir, id).await
+        };
+        if let Err(error) = removed.await {
             tracing::warn!(job = %id, %error, "an old job stays in the state dir");
         }
     }
+}
+
+fn job_name(id: &str) -> String {
+    format!("jobs/{id}.json")
+}
+
+fn claim_name(master: u64) -> String {
+    format!("masters/{master:020}")
+}
+
+/// Takes the next number, and removes claims that no longer matter.
+async fn claim(dir: &StateDir) -> Result<u64> {
+    let mut claims: Vec<u64> = dir
+        .list("masters")
+        .await?
+        .iter()
+        .filter_map(|found| found.name.rsplit('/').next()?.parse().ok())
+        .collect();
+    claims.sort_unstable();
+    // Who it is: a claim whose outcome was not known is told from another's by it.
+    let content = Bytes::from(format!(
+        "{{\"claim\":\"{}\",\"time_ms\":{}}}\n",
+        uuid::Uuid::new_v4(),
+        now_ms()
+    ));
+    let mut master = claims.last().map_or(1, |last| last + 1);
+    loop {
+        let name = claim_name(master);
+        if dir.create(&name, vec![content.clone()]).await?
+            || dir.get(&name).await?.as_ref() == Some(&content)
+        {
+            break;
+        }
+        claims.push(master);
+        master += 1;
+    }
+    claims.push(master);
+    let surplus = claims.len().saturating_sub(CLAIMS_KEPT);
+    for old in claims.into_iter().take(surplus) {
+        dir.remove(&claim_name(old)).await?;
+    }
+    Ok(master)
 }

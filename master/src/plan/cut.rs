@@ -27,6 +27,7 @@ use datafusion::physical_plan::{
     ChildrenPropertiesMode, ExecutionPlan, ExecutionPlanProperties, ReplaceChildrenOptions,
 };
 use essaim_common::broadcast::BroadcastExec;
+use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
 use essaim_common::sink::SinkWriteExec;
 use std::sync::Arc;
@@ -199,6 +200,7 @@ fn is_partition_wise(plan: &Arc<dyn ExecutionPlan>) -> bool {
         || plan.is::<CooperativeExec>()
         || plan.is::<UnionExec>()
         || plan.is::<SinkWriteExec>()
+        || plan.is::<LateFilterExec>()
         || plan
             .downcast_ref::<AggregateExec>()
             .is_some_and(|aggregate| *aggregate.mode() == AggregateMode::Partial)

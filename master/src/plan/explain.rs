@@ -1,6 +1,7 @@
 //! EXPLAIN: which way a query takes and why, its stages, their splits, and what was pushed down.
 
 use crate::plan::{Execution, Planner, Query, exchange};
+use crate::stream;
 use arrow::array::{RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::memory::MemorySourceConfig;
@@ -71,6 +72,7 @@ pub(crate) async fn explain(planner: &Planner, query: Query, verbose: bool) -> R
                 ));
             }
         }
+        Execution::Stream(plan) => rows.extend(stream::explain(planner, plan)?),
         Execution::Exchange { reason, .. } => {
             rows.push((
                 "execution".to_owned(),

@@ -6,8 +6,11 @@ pub mod cut;
 pub mod exchange;
 pub mod explain;
 pub mod stage;
+pub mod windows;
 
 use crate::plan::cut::Cut;
+use crate::plan::windows::WindowAnalyzer;
+use crate::plan::windows::expand::ExpandWindows;
 use crate::registry::Registry;
 use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
@@ -26,8 +29,8 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use essaim_common::connector::METADATA_KEY;
 use essaim_common::scope::JobScope;
 use essaim_common::session::{self, Settings};
-use essaim_common::sink::SinkCommitExec;
-use essaim_common::table::Table;
+use essaim_common::sink::{SinkCommitExec, StreamInsertExec};
+use essaim_common::table::{Table, is_stream};
 use essaim_common::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,6 +104,8 @@ pub enum Execution {
     },
     /// There is nothing to distribute.
     Master(Arc<dyn ExecutionPlan>),
+    /// An INSERT that reads a stream: run epoch by epoch, once a job.
+    Stream(Arc<dyn ExecutionPlan>),
 }
 
 /// A statement that is ready to run.
@@ -118,7 +123,7 @@ impl Query {
     pub fn is_restartable(&self) -> bool {
         let plan = match &self.execution {
             Execution::Tasks(cut) => &cut.upper,
-            Execution::Master(plan) => plan,
+            Execution::Master(plan) | Execution::Stream(plan) => plan,
             Execution::Exchange { plan, .. } => plan,
         };
         plan.downcast_ref::<SinkCommitExec>()
@@ -149,13 +154,14 @@ impl Planner {
         let rules = PhysicalOptimizer::new()
             .rules
             .into_iter()
-            .filter(|rule| rule.name() != "CombinePartialFinalAggregate")
-            .collect();
+            .filter(|rule| rule.name() != "CombinePartialFinalAggregate");
+        let rules = std::iter::once(Arc::new(ExpandWindows) as Arc<_>).chain(rules);
         let state = session::with_essaim(
             SessionStateBuilder::new()
                 .with_config(config)
                 .with_runtime_env(runtime)
-                .with_physical_optimizer_rules(rules),
+                .with_physical_optimizer_rules(rules.collect())
+                .with_analyzer_rule(Arc::new(WindowAnalyzer)),
         )
         .build();
         Self {
@@ -192,14 +198,6 @@ impl Planner {
     /// A wrong declaration or setting, named.
     pub async fn set_up(&mut self, statement: Statement) -> Result<()> {
         let plan = self.logical(statement).await?;
-        if let LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) = &plan
-            && table.unbounded
-        {
-            return Err(Error::invalid(format!(
-                "table {} is UNBOUNDED: streaming jobs are not there yet, leave the word out to read what is there now",
-                table.name
-            )));
-        }
         let set = match &plan {
             LogicalPlan::Statement(LogicalStatement::SetVariable(set)) => {
                 if set.variable.starts_with("datafusion.runtime.") {
@@ -299,22 +297,22 @@ impl Planner {
             LogicalPlan::Copy(copy) => Some(copy.output_url.clone()),
             _ => None,
         };
-        self.scope.set_slots(match self.registry.slots() {
-            // Workers are on their way: their number is a guess.
-            0 => 4,
-            slots => slots,
-        });
-        let state = self.ctx.state();
-        let planned = async {
-            let logical = state.optimize(&logical)?;
-            let planner = state.query_planner();
-            let physical = planner.create_physical_plan(&logical, &state).await?;
-            Ok::<_, DataFusionError>((logical, physical))
-        };
-        let (logical, physical) = planned.await.map_err(|e| match &sink {
-            Some(sink) => wrong_text(e).context(format!("INSERT INTO {sink}")),
-            None => wrong_text(e),
+        let (logical, physical) = self.physical_of(&logical).await.map_err(|e| match &sink {
+            Some(sink) => e.context(format!("INSERT INTO {sink}")),
+            None => e,
         })?;
+        if is_stream(&physical) {
+            if !physical.is::<StreamInsertExec>() {
+                return Err(Error::invalid(
+                    "an UNBOUNDED table has no end, so its rows cannot be selected: INSERT INTO a table in a job (STORED AS CONSOLE to look at them), or leave the word UNBOUNDED out to read what is there now",
+                ));
+            }
+            return Ok(Query {
+                logical,
+                execution: Execution::Stream(physical),
+                sink,
+            });
+        }
         let settings = self.settings();
         let cut = cut::cut(Arc::clone(&physical))?;
         let execution = match settings.execution.as_str() {
@@ -345,8 +343,42 @@ impl Planner {
         })
     }
 
-    async fn logical(&self, statement: Statement) -> Result<LogicalPlan> {
-        Ok(self.ctx.state().statement_to_plan(statement).await?)
+    /// The physical plan of a logical one, made of the sources as they are now.
+    ///
+    /// # Errors
+    /// As [`Planner::query`].
+    pub async fn physical(&self, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self.physical_of(logical).await?.1)
+    }
+
+    /// Lets go of what the sources keep for the job, such as a snapshot: what is planned next sees them as they are.
+    pub async fn release(&self) {
+        self.scope.release().await;
+    }
+
+    async fn physical_of(
+        &self,
+        logical: &LogicalPlan,
+    ) -> Result<(LogicalPlan, Arc<dyn ExecutionPlan>)> {
+        self.scope.set_slots(match self.registry.slots() {
+            // Workers are on their way: their number is a guess.
+            0 => 4,
+            slots => slots,
+        });
+        let state = self.ctx.state();
+        let planned = async {
+            let logical = state.optimize(logical)?;
+            let planner = state.query_planner();
+            let physical = planner.create_physical_plan(&logical, &state).await?;
+            Ok::<_, DataFusionError>((logical, physical))
+        };
+        planned.await.map_err(wrong_text)
+    }
+
+    async fn logical(&self, mut statement: Statement) -> Result<LogicalPlan> {
+        windows::rewrite::rewrite(&mut statement)?;
+        let plan = self.ctx.state().statement_to_plan(statement).await;
+        plan.map_err(windows::without_window)
     }
 
     /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that

@@ -4,7 +4,7 @@ use crate::jobs::model::{AttemptRecord, MAX_ATTEMPTS_KEPT, Outcome, now_ms};
 use crate::plan::stage::Stage;
 use crate::registry::Slot;
 use crate::scheduler::spool::{Spool, SpoolWriter};
-use crate::scheduler::{Pace, Stages};
+use crate::scheduler::{Pace, Stages, TaskFacts};
 use datafusion::execution::TaskContext;
 use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
 use essaim_common::codec::EssaimCodec;
@@ -53,7 +53,7 @@ impl Attempts {
     }
 
     /// Runs task `partition` until one attempt succeeds or too many have failed.
-    pub(crate) async fn run(&self, partition: usize) -> Result<Spool> {
+    pub(crate) async fn run(&self, partition: usize) -> Result<(Spool, TaskFacts)> {
         let settings = &self.stages.settings;
         let mut avoid: Vec<String> = Vec::new();
         let mut running = FuturesUnordered::new();
@@ -63,7 +63,7 @@ impl Attempts {
         loop {
             tokio::select! {
                 Some(outcome) = running.next() => match outcome {
-                    Ok(spool) => return Ok(spool),
+                    Ok(result) => return Ok(result),
                     Err(failure) => {
                         let error = failure.error;
                         // Deaths count apart: a task that kills its workers must come to an end too.
@@ -133,7 +133,7 @@ impl Attempts {
         number: u32,
         pause: Duration,
         avoid: Vec<String>,
-    ) -> Result<Spool, Failure> {
+    ) -> Result<(Spool, TaskFacts), Failure> {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
@@ -163,10 +163,10 @@ impl Attempts {
             () = slot.lost() => Err(Error::unavailable(format!("worker {} was lost", slot.worker()))),
         };
         match outcome {
-            Ok(spool) => {
+            Ok(result) => {
                 self.pace.done(started.elapsed());
                 record.end(Outcome::Succeeded, "");
-                Ok(spool)
+                Ok(result)
             }
             Err(error) => {
                 let lost = error.is_transient() && !registry.probe(slot.worker()).await;
@@ -188,7 +188,7 @@ impl Attempts {
         partition: usize,
         task: String,
         record: &mut Record<'_>,
-    ) -> Result<Spool> {
+    ) -> Result<(Spool, TaskFacts)> {
         let request = RunRequest {
             task,
             plan: physical_plan_to_bytes_with_extension_codec(
@@ -197,7 +197,7 @@ impl Attempts {
             )?,
             partition: partition as u32,
             settings: self.stages.worker_settings.clone(),
-            epoch: None,
+            epoch: self.stages.epoch.clone(),
         };
         let mut client = slot.client();
         self.stages
@@ -231,13 +231,14 @@ impl Attempts {
                 Some(Part::Progress(progress)) => record.progress(&progress),
                 Some(Part::Done(done)) => {
                     record.progress(&done.progress.unwrap_or_default());
+                    let facts = TaskFacts::from(done);
                     // The call is read to its end: one that is dropped before counts as reset, and a connection bears
                     // only so many of those. The result is complete already, whatever comes.
                     while let Ok(Ok(Some(_))) =
                         tokio::time::timeout(SILENCE, responses.message()).await
                     {
                     }
-                    return spool.finish();
+                    return Ok((spool.finish()?, facts));
                 }
                 None => {
                     return Err(Error::unavailable(format!(

@@ -1,4 +1,4 @@
-//! Runs the stages of one query: a task for each partition, attempts on free slots, retries, stragglers run twice.
+//! Runs the stages of one query, or of one epoch: a task for each partition, attempts on free slots, retries, stragglers run twice.
 
 mod attempt;
 mod spool;
@@ -7,14 +7,17 @@ use crate::jobs::handle::JobHandle;
 use crate::plan::stage::{Broadcast, Stage};
 use crate::registry::Registry;
 use crate::scheduler::attempt::Attempts;
-use crate::scheduler::spool::Spool;
+pub(crate) use crate::scheduler::spool::Spool;
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use essaim_common::scan::EventTimes;
 use essaim_common::session::Settings;
 use essaim_common::{Error, Result, ipc};
-use essaim_proto::v1::{DropBroadcastsRequest, PutBroadcastRequest};
+use essaim_proto::v1::{
+    DropBroadcastsRequest, EpochParams, PutBroadcastRequest, TaskDone, TaskProgress,
+};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +40,9 @@ pub struct Stages {
     pub(crate) settings: Settings,
     /// What the job has SET, for the workers' sessions.
     pub(crate) worker_settings: HashMap<String, String>,
+    /// What tasks are told of the epoch that they belong to.
+    pub(crate) epoch: Option<EpochParams>,
+    facts: Mutex<TaskFacts>,
     running: Mutex<BTreeMap<u32, StageRun>>,
     broadcasts: Mutex<HashMap<String, Arc<Sent>>>,
 }
@@ -70,9 +76,81 @@ impl Stages {
             registry,
             settings,
             worker_settings,
+            epoch: None,
+            facts: Mutex::default(),
             running: Mutex::default(),
             broadcasts: Mutex::default(),
         })
+    }
+
+    /// The stages of one epoch of a streaming job. `statics` are the inputs that its tasks need whole, as made by
+    /// [`Stages::statics`]; they outlive the epoch.
+    pub fn for_epoch(
+        job: Arc<JobHandle>,
+        registry: Arc<Registry>,
+        settings: Settings,
+        worker_settings: HashMap<String, String>,
+        epoch: EpochParams,
+        statics: &Statics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            job,
+            query: 0,
+            registry,
+            settings,
+            worker_settings,
+            epoch: Some(epoch),
+            facts: Mutex::default(),
+            running: Mutex::default(),
+            broadcasts: Mutex::new(statics.0.clone()),
+        })
+    }
+
+    /// Runs all tasks of a stage.
+    ///
+    /// # Errors
+    /// The first error that a task could not get over.
+    pub(crate) async fn run(
+        self: &Arc<Self>,
+        stage: &Arc<Stage>,
+        ctx: &Arc<TaskContext>,
+    ) -> Result<Vec<Spool>> {
+        let mut run = self.start(stage, ctx);
+        let outputs: Vec<_> = run.outputs.iter_mut().filter_map(Option::take).collect();
+        let mut spools = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            let spool = output
+                .await
+                .map_err(|_| Error::cancelled("the epoch has ended"))?;
+            spools.push(spool?);
+        }
+        Ok(spools)
+    }
+
+    /// What the tasks that have ended say of the rows that they read.
+    pub(crate) fn facts(&self) -> TaskFacts {
+        self.facts.lock().clone()
+    }
+
+    /// Computes inputs that the tasks of many epochs need whole, by key.
+    ///
+    /// # Errors
+    /// Those of the plans; one of them is too large.
+    pub(crate) async fn statics(
+        self: &Arc<Self>,
+        broadcasts: &[Arc<Broadcast>],
+        ctx: &Arc<TaskContext>,
+    ) -> Result<Statics> {
+        for broadcast in broadcasts {
+            self.compute(broadcast, ctx).await?;
+        }
+        // They are the epochs' from now on: ending this run must not take them from the workers.
+        Ok(Statics(std::mem::take(&mut *self.broadcasts.lock())))
+    }
+
+    /// Lets go of what [`Stages::statics`] made, here and on the workers.
+    pub(crate) fn forget(registry: &Registry, statics: &Statics) {
+        drop_broadcasts(registry, statics.0.clone());
     }
 
     /// What task `partition` of `stage` sends. The first call for any partition starts all tasks of the stage.
@@ -135,22 +213,9 @@ impl Stages {
     /// Ends all tasks, and lets the workers forget what was sent to all of them.
     pub fn stop(&self) {
         self.running.lock().clear();
-        let mut keys_of: HashMap<String, Vec<String>> = HashMap::new();
-        for (key, sent) in self.broadcasts.lock().drain() {
-            for worker in sent.workers.lock().keys() {
-                keys_of.entry(worker.clone()).or_default().push(key.clone());
-            }
-        }
-        for (worker, keys) in keys_of {
-            let Some(mut client) = self.registry.client(&worker) else {
-                continue;
-            };
-            tokio::spawn(async move {
-                let call = client.drop_broadcasts(DropBroadcastsRequest { keys });
-                if let Ok(Err(status)) = tokio::time::timeout(BROADCAST_DEADLINE, call).await {
-                    tracing::warn!(%worker, %status, "a worker keeps broadcasts of an ended query");
-                }
-            });
+        let sent = std::mem::take(&mut *self.broadcasts.lock());
+        if self.epoch.is_none() {
+            drop_broadcasts(&self.registry, sent);
         }
     }
 
@@ -234,6 +299,27 @@ impl Stages {
     }
 }
 
+/// Lets the workers forget what was sent to all of them.
+fn drop_broadcasts(registry: &Registry, sent: HashMap<String, Arc<Sent>>) {
+    let mut keys_of: HashMap<String, Vec<String>> = HashMap::new();
+    for (key, sent) in sent {
+        for worker in sent.workers.lock().keys() {
+            keys_of.entry(worker.clone()).or_default().push(key.clone());
+        }
+    }
+    for (worker, keys) in keys_of {
+        let Some(mut client) = registry.client(&worker) else {
+            continue;
+        };
+        tokio::spawn(async move {
+            let call = client.drop_broadcasts(DropBroadcastsRequest { keys });
+            if let Ok(Err(status)) = tokio::time::timeout(BROADCAST_DEADLINE, call).await {
+                tracing::warn!(%worker, %status, "a worker keeps broadcasts of an ended query");
+            }
+        });
+    }
+}
+
 /// Sees a stage through: broadcasts first, then all tasks; the first task that fails for good ends the others.
 async fn supervise(
     stages: Arc<Stages>,
@@ -257,7 +343,8 @@ async fn supervise(
     }
     while let Some(ended) = tasks.join_next().await {
         let error = match ended {
-            Ok((partition, Ok(spool))) => {
+            Ok((partition, Ok((spool, facts)))) => {
+                stages.facts.lock().add(facts);
                 if let Some(output) = waiting.remove(&partition) {
                     // A reader that has gone needs no result.
                     let _ = output.send(Ok(spool));
@@ -276,6 +363,54 @@ fn fail(outputs: impl IntoIterator<Item = oneshot::Sender<Result<Spool>>>, error
     for output in outputs {
         // A reader that has gone needs no error.
         let _ = output.send(Err(error.clone()));
+    }
+}
+
+/// Inputs that tasks need whole, computed once for many epochs.
+#[derive(Debug, Clone, Default)]
+pub struct Statics(HashMap<String, Arc<Sent>>);
+
+impl Statics {
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+}
+
+/// What tasks say of the rows that they read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct TaskFacts {
+    /// By partition of the source.
+    pub(crate) event_times: EventTimes,
+    /// By the INSERT's position.
+    pub(crate) late_rows: BTreeMap<u32, u64>,
+    pub(crate) progress: TaskProgress,
+}
+
+impl From<TaskDone> for TaskFacts {
+    fn from(done: TaskDone) -> Self {
+        Self {
+            event_times: done.event_times.into_iter().collect(),
+            late_rows: done.late_rows.into_iter().collect(),
+            progress: done.progress.unwrap_or_default(),
+        }
+    }
+}
+
+impl TaskFacts {
+    /// Adds those of another task.
+    pub(crate) fn add(&mut self, other: Self) {
+        for (partition, time) in other.event_times {
+            let known = self.event_times.entry(partition).or_insert(time);
+            *known = time.max(*known);
+        }
+        for (query, rows) in other.late_rows {
+            *self.late_rows.entry(query).or_default() += rows;
+        }
+        self.progress.rows_in += other.progress.rows_in;
+        self.progress.bytes_in += other.progress.bytes_in;
+        self.progress.records_skipped += other.progress.records_skipped;
+        self.progress.records_dead_lettered += other.progress.records_dead_lettered;
     }
 }
 

@@ -1,7 +1,181 @@
 //! Runs streaming jobs: epoch after epoch of the same plan, with state in between.
+//!
+//! An epoch's way: [`read`] plans what it reads, writes that down and runs its tasks; [`finish`] runs the half above
+//! the cut over what they sent and over the state, hands the result to the sinks, and keeps the changed state. While
+//! an epoch is finished, the next one is read. [`checkpoint`] is what a restarted master goes on with.
 
-pub mod aggregate;
+mod aggregate;
+pub mod checkpoint;
 pub mod context;
-pub mod dedup;
+mod dedup;
 mod feed;
+mod finish;
+pub mod input;
+mod late;
+mod pace;
+pub mod plan;
+mod read;
+mod setup;
 pub mod state;
+mod statics;
+mod upper;
+mod watermark;
+
+use crate::Shared;
+use crate::jobs::handle::JobHandle;
+use crate::stream::checkpoint::Checkpoint;
+use crate::stream::finish::Finisher;
+use crate::stream::read::Epoch;
+use essaim_common::{Error, ErrorKind, Result};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio_util::task::AbortOnDropHandle;
+
+pub(crate) use setup::{check, explain};
+
+/// The first pause after an epoch that failed; twice as long after each other one.
+const BACK_OFF: Duration = Duration::from_millis(200);
+/// The longest one.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+
+/// How a streaming job came to an end without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Somebody asked for it; it can go on later.
+    Stopped,
+    /// With the trigger 'available_now': everything has been read.
+    Finished,
+}
+
+/// Sees a streaming job through to its end.
+///
+/// # Errors
+/// The job is wrong; its state is of another query; an epoch failed for good; the job was cancelled.
+pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
+    let mut failures = Failures::default();
+    let (mut reader, mut finisher) = loop {
+        match setup::start(shared, job).await {
+            Ok(started) => break started,
+            Err(error) => failures.wait(job, &error).await?,
+        }
+        if job.is_stop_requested() {
+            return Ok(End::Stopped);
+        }
+    };
+    failures.limit = reader.max_attempts();
+    loop {
+        let epoch = tokio::select! {
+            epoch = reader.next() => epoch,
+            () = job.stop_requested() => return stopped(&mut finisher).await,
+        };
+        let mut epoch = match epoch {
+            Ok(Some(epoch)) => epoch,
+            Ok(None) => {
+                finisher.flush().await?;
+                return Ok(End::Finished);
+            }
+            Err(error) => {
+                failures.wait(job, &error).await?;
+                continue;
+            }
+        };
+        // From here on one epoch is finished while the next is read, until there is a reason to stop.
+        loop {
+            let ahead = AbortOnDropHandle::new(tokio::spawn(async move {
+                let next = reader.next().await;
+                (reader, next)
+            }));
+            while let Err(error) = finish(shared, &mut finisher, &mut epoch).await {
+                epoch.retries += 1;
+                failures.wait(job, &error).await?;
+            }
+            failures.over(job);
+            let next = tokio::select! {
+                next = ahead => next,
+                () = job.stop_requested() => return stopped(&mut finisher).await,
+            };
+            let (back, next) = next
+                .map_err(|e| Error::internal(format!("the reading of an epoch panicked: {e}")))?;
+            reader = back;
+            match next {
+                Ok(Some(next)) => epoch = next,
+                Ok(None) => {
+                    finisher.flush().await?;
+                    return Ok(End::Finished);
+                }
+                Err(error) => {
+                    failures.wait(job, &error).await?;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Finishes an epoch, which is read again if it has been tried before.
+async fn finish(shared: &Arc<Shared>, finisher: &mut Finisher, epoch: &mut Epoch) -> Result<()> {
+    if epoch.inputs.is_none() {
+        epoch.read_again(shared).await?;
+    }
+    finisher.finish(epoch).await
+}
+
+async fn stopped(finisher: &mut Finisher) -> Result<End> {
+    finisher.flush().await?;
+    Ok(End::Stopped)
+}
+
+/// Counts failures in a row, and pauses after each.
+struct Failures {
+    count: usize,
+    limit: usize,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            limit: essaim_common::session::Settings::default().max_epoch_attempts,
+        }
+    }
+}
+
+impl Failures {
+    /// Waits before another attempt, if there is to be one, and says so in the job's message.
+    async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<()> {
+        self.count += 1;
+        if !error.is_transient() {
+            return Err(error.clone());
+        }
+        if self.count >= self.limit.max(1) {
+            return Err(error.clone().context(format!(
+                "an epoch failed {} times in a row (essaim.max_epoch_attempts), the last time",
+                self.count
+            )));
+        }
+        let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
+        let pause = pause.min(LONGEST_BACK_OFF);
+        tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
+        job.update(|record| {
+            record.message = format!("failed {} times in a row, tried again: {error}", self.count);
+        });
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = job.stop_requested() => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("stopped while an epoch failed: {error}"),
+            )),
+        }
+    }
+
+    fn over(&mut self, job: &JobHandle) {
+        if self.count > 0 {
+            self.count = 0;
+            job.update(|record| record.message.clear());
+        }
+    }
+}
+
+/// The checkpoint, shared by those who read and those who finish.
+type SharedCheckpoint = Arc<Mutex<Checkpoint>>;

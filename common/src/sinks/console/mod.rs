@@ -5,6 +5,7 @@ use crate::connector::{
     TableSpec,
 };
 use crate::error::{Error, Result};
+use crate::stream::{OutputMode, StreamSink};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -22,6 +23,9 @@ const TRUNCATE: usize = 20;
 
 /// The largest payload of one writer, in bytes of cells: a console is no place for more.
 const MAX_BYTES: usize = 1 << 20;
+
+/// Above and below an epoch's number, as long as Spark's.
+const RULE: &str = "-------------------------------------------";
 
 /// The connector.
 #[derive(Debug)]
@@ -76,20 +80,33 @@ impl Sink for ConsoleSink {
         _overwrite: bool,
         _run: &SinkRun,
     ) -> Result<PlannedSink> {
-        let columns = input
-            .fields()
-            .iter()
-            .map(|field| field.name().clone())
-            .collect();
         Ok(PlannedSink {
             writer: Arc::new(self.shown),
             committer: Arc::new(Printer {
                 name: self.name.clone(),
-                columns,
+                columns: column_names(input),
                 num_rows: self.shown.num_rows,
             }),
         })
     }
+
+    async fn stream(
+        &self,
+        input: &SchemaRef,
+        _mode: OutputMode,
+        _run: &SinkRun,
+    ) -> Result<Arc<dyn StreamSink>> {
+        Ok(Arc::new(EpochPrinter {
+            name: self.name.clone(),
+            columns: column_names(input),
+            shown: self.shown,
+        }))
+    }
+}
+
+fn column_names(schema: &SchemaRef) -> Vec<String> {
+    let names = schema.fields().iter().map(|field| field.name().clone());
+    names.collect()
 }
 
 /// What is shown of a result. As a writer it keeps the first rows, as text, and counts the others.
@@ -116,9 +133,15 @@ impl SinkWriter for Shown {
     async fn write(
         &self,
         _partition: usize,
-        mut rows: SendableRecordBatchStream,
+        rows: SendableRecordBatchStream,
         _ctx: &Arc<TaskContext>,
     ) -> Result<Part> {
+        self.keep(rows).await
+    }
+}
+
+impl Shown {
+    async fn keep(self, mut rows: SendableRecordBatchStream) -> Result<Part> {
         let mut count = 0;
         let mut bytes = 0;
         let mut kept: Vec<Vec<String>> = Vec::new();
@@ -226,21 +249,67 @@ impl SinkCommitter for Printer {
     }
 
     async fn commit(&self, parts: Vec<Part>) -> Result<()> {
-        let text = self.format(&parts)?;
-        // A pipe that nobody reads must not hold up the runtime.
-        tokio::task::spawn_blocking(move || std::io::stdout().lock().write_all(text.as_bytes()))
-            .await
-            .map_err(|e| Error::internal(format!("printing a result: {e}")))?
-            .map_err(|e| Error::unavailable(format!("printing a result: {e}")))
+        print(self.format(&parts)?).await
     }
 
     async fn abort(&self) {}
+}
+
+async fn print(text: String) -> Result<()> {
+    // A pipe that nobody reads must not hold up the runtime.
+    tokio::task::spawn_blocking(move || std::io::stdout().lock().write_all(text.as_bytes()))
+        .await
+        .map_err(|e| Error::internal(format!("printing a result: {e}")))?
+        .map_err(|e| Error::unavailable(format!("printing a result: {e}")))
+}
+
+/// Prints each epoch of a streaming job. What is printed is not remembered: after a restart the last epoch may come
+/// again.
+#[derive(Debug)]
+struct EpochPrinter {
+    name: String,
+    columns: Vec<String>,
+    shown: Shown,
+}
+
+impl EpochPrinter {
+    /// How many rows there were, and the text to print.
+    async fn table(&self, epoch: u64, rows: SendableRecordBatchStream) -> Result<(u64, String)> {
+        let part = self.shown.keep(rows).await?;
+        let printer = Printer {
+            name: format!("{RULE}\nEpoch: {epoch} ({})\n{RULE}", self.name),
+            columns: self.columns.clone(),
+            num_rows: self.shown.num_rows,
+        };
+        Ok((part.rows, printer.format(&[part])?))
+    }
+}
+
+#[async_trait]
+impl StreamSink for EpochPrinter {
+    async fn begin(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    async fn commit(&self, epoch: u64, rows: SendableRecordBatchStream) -> Result<u64> {
+        let (count, text) = self.table(epoch, rows).await?;
+        print(text).await?;
+        Ok(count)
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "num_rows={}, at least once: prints each epoch",
+            self.shown.num_rows
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use arrow::array::Int64Array;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
     #[test]
     fn the_first_rows_are_shown_and_the_others_counted() {
@@ -276,5 +345,38 @@ mod tests {
              +------+------------+\n\
              only showing 2 of 5 rows\n"
         );
+    }
+
+    #[tokio::test]
+    async fn an_epoch_is_shown_under_its_number() {
+        let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+        let batch = RecordBatch::try_from_iter([("id", ids)]).unwrap();
+        let schema = batch.schema();
+        let sink = EpochPrinter {
+            name: "out".to_owned(),
+            columns: column_names(&schema),
+            shown: Shown {
+                num_rows: 2,
+                truncate: None,
+            },
+        };
+        let rows = futures::stream::iter([Ok(batch)]);
+        let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
+        let (count, text) = sink.table(3, rows).await.unwrap();
+        assert_eq!(count, 3);
+        assert_eq!(
+            text,
+            "-------------------------------------------\n\
+             Epoch: 3 (out)\n\
+             -------------------------------------------\n\
+             +----+\n\
+             | id |\n\
+             +----+\n\
+             | 1  |\n\
+             | 2  |\n\
+             +----+\n\
+             only showing 2 of 3 rows\n"
+        );
+        assert_eq!(sink.begin().await.unwrap(), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The sink committer of files: a manifest decides, renames follow, a marker remembers.
 
-use super::{FileWriter, Format, is_visible, parent};
+use super::{FileWriter, Format, is_visible, parent, superseded};
 use crate::connector::{Begin, Part, SinkCommitter, SinkRun};
 use crate::error::{Error, Result};
 use crate::object_stores::failed;
@@ -115,10 +115,7 @@ impl FileCommitter {
         let marker: Option<Marker> = self.read(&self.marker_path()).await?;
         match marker {
             Some(marker) if marker.generation > self.run.generation => {
-                Err(Error::invalid(format!(
-                    "{}: job {} is written by generation {}, this is generation {}: a newer start of the job has taken over",
-                    self.folder, self.run.job, marker.generation, self.run.generation
-                )))
+                Err(superseded(&self.folder, &self.run, marker.generation))
             }
             marker => Ok(marker),
         }

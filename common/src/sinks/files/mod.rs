@@ -1,13 +1,18 @@
-//! The sink of files: writers stage one file a task, the committer renames them into place.
+//! The sink of files: writers stage one file a task, the committer renames them into place. A streaming job stages one
+//! file an epoch (`stream.rs`), or lets one file grow (`single.rs`).
 //!
 //! ```text
 //! <location>/part-00000-<run>.parquet                       what readers see
 //! <location>/_essaim_staging/<run>/<generation>/<uuid>.…    written, not yet committed
 //! <location>/_essaim_staging/<run>/manifest                 what a commit renames and deletes: the moment it is decided
 //! <location>/_essaim_commits/<job>_<query>                  the generation that writes and the last epoch committed
+//! <location>/_essaim/<job>_<query>/…                        the epochs of a streaming job
 //! ```
 
 mod committer;
+mod epoch_log;
+mod single;
+mod stream;
 mod writer;
 
 pub use writer::FileWriter;
@@ -16,6 +21,7 @@ use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::{Error, Result};
 use crate::object_stores;
 use crate::options::Options;
+use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use committer::FileCommitter;
@@ -23,9 +29,12 @@ use datafusion::datasource::file_format::file_compression_type::FileCompressionT
 use datafusion::parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
+use single::GrowingFile;
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
+use stream::EpochFiles;
 
 /// A file format that is read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,9 +190,9 @@ pub struct FileSink {
     pub single_file: bool,
 }
 
-#[async_trait]
-impl Sink for FileSink {
-    async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
+impl FileSink {
+    /// Whether the format can hold the columns.
+    fn check(&self, input: &SchemaRef) -> Result<()> {
         let mut names = HashSet::new();
         for field in input.fields() {
             if !names.insert(field.name()) {
@@ -200,21 +209,37 @@ impl Sink for FileSink {
                 )));
             }
         }
+        Ok(())
+    }
+
+    /// The store, e.g. `s3://bucket` or `file://`.
+    fn base(&self) -> Result<String> {
+        let url = object_stores::parse(&self.location)?;
+        Ok(format!(
+            "{}://{}",
+            url.scheme(),
+            url.host_str().unwrap_or_default()
+        ))
+    }
+}
+
+#[async_trait]
+impl Sink for FileSink {
+    async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
+        self.check(input)?;
         let (store, path) = object_stores::open(&self.location)?;
         let folder = if self.single_file {
             parent(&path)
         } else {
             path.clone()
         };
-        let url = object_stores::parse(&self.location)?;
-        let base = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
         let staging = folder
             .clone()
             .join("_essaim_staging")
             .join(run.name())
             .join(run.generation.to_string());
         let writer = FileWriter {
-            base,
+            base: self.base()?,
             staging: staging.to_string(),
             layout: self.layout.clone(),
         };
@@ -235,9 +260,52 @@ impl Sink for FileSink {
         })
     }
 
+    async fn stream(
+        &self,
+        input: &SchemaRef,
+        mode: OutputMode,
+        run: &SinkRun,
+    ) -> Result<Arc<dyn StreamSink>> {
+        self.check(input)?;
+        if mode == OutputMode::Update {
+            return Err(no_stream_sink(
+                mode,
+                "a file cannot replace rows: write 'append' or 'complete', or INSERT into a table with a key",
+            ));
+        }
+        if self.overwrite {
+            return Err(Error::invalid(
+                "option mode 'overwrite' is for jobs that end: leave it out, and SET essaim.output_mode = 'complete' if each epoch is to replace all rows",
+            ));
+        }
+        if self.single_file && mode == OutputMode::Append {
+            let file = GrowingFile::new(&self.location, &self.layout, input, run)?;
+            return Ok(Arc::new(file));
+        }
+        let (store, path) = object_stores::open(&self.location)?;
+        let stream = EpochFiles::new(
+            store,
+            self.base()?,
+            path,
+            self.single_file,
+            mode,
+            self.layout.clone(),
+            run.clone(),
+        );
+        Ok(Arc::new(stream))
+    }
+
     fn takes_one_writer(&self) -> bool {
         self.single_file
     }
+}
+
+/// The error of a master that another one has followed.
+fn superseded(place: impl Display, run: &SinkRun, theirs: u64) -> Error {
+    Error::invalid(format!(
+        "{place}: job {} is written by generation {theirs}, this is generation {}: a newer start of the job has taken over",
+        run.job, run.generation
+    ))
 }
 
 fn parent(path: &Path) -> Path {

@@ -63,6 +63,27 @@ impl FileWriter {
         Ok((Path::from(self.staging.as_str()).join(name.as_str()), name))
     }
 
+    /// Stages the rows as one file, and says its name; none if there are no rows.
+    pub(super) async fn stage(&self, rows: &mut SendableRecordBatchStream) -> Result<Part> {
+        let (path, name) = self.file()?;
+        match self.write_file(&path, rows).await {
+            Ok(0) => Ok(Part {
+                rows: 0,
+                payload: String::new(),
+            }),
+            Ok(rows) => Ok(Part {
+                rows,
+                payload: name,
+            }),
+            Err(error) => {
+                // What stays behind is invisible, and goes when the run is committed or aborted.
+                let (store, _) = object_stores::open(&format!("{}/", self.base))?;
+                let _ = store.delete(&path).await;
+                Err(error.context(format!("file {path}")))
+            }
+        }
+    }
+
     async fn write_file(&self, path: &Path, rows: &mut SendableRecordBatchStream) -> Result<u64> {
         let mut encoder: Option<Encoder> = None;
         let mut count = 0;
@@ -103,23 +124,7 @@ impl SinkWriter for FileWriter {
         mut rows: SendableRecordBatchStream,
         _ctx: &Arc<TaskContext>,
     ) -> Result<Part> {
-        let (path, name) = self.file()?;
-        match self.write_file(&path, &mut rows).await {
-            Ok(0) => Ok(Part {
-                rows: 0,
-                payload: String::new(),
-            }),
-            Ok(rows) => Ok(Part {
-                rows,
-                payload: name,
-            }),
-            Err(error) => {
-                // What stays behind is invisible, and goes when the run is committed or aborted.
-                let (store, _) = object_stores::open(&format!("{}/", self.base))?;
-                let _ = store.delete(&path).await;
-                Err(error.context(format!("file {path}")))
-            }
-        }
+        self.stage(&mut rows).await
     }
 }
 
@@ -216,7 +221,11 @@ impl Encoder {
     }
 }
 
-fn encode_text(batch: &RecordBatch, layout: &Layout, header: bool) -> Result<Vec<u8>, ArrowError> {
+pub(super) fn encode_text(
+    batch: &RecordBatch,
+    layout: &Layout,
+    header: bool,
+) -> Result<Vec<u8>, ArrowError> {
     let mut text = Vec::new();
     if layout.format == Format::Csv {
         csv::WriterBuilder::new()

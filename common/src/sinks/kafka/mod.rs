@@ -1,17 +1,23 @@
-//! The sink half of `STORED AS KAFKA`: rows as JSON objects, each task's in one transaction of its own.
+//! The sink half of `STORED AS KAFKA`: rows as JSON objects. A batch job's tasks have a transaction each, a streaming
+//! job's epochs too.
 
+mod epochs;
 mod json;
+mod stream;
 mod writer;
 
 use crate::connector::{Begin, Part, PlannedSink, Sink, SinkCommitter, SinkRun, SinkWriter};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::sources::kafka::client::{Connection, IsolationLevel};
+use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
+use epochs::Epochs;
 use json::RowEncoder;
 use rdkafka::consumer::Consumer;
 use std::sync::Arc;
+use stream::KafkaStreamSink;
 use writer::KafkaWriter;
 
 /// The options that only the sink reads.
@@ -48,32 +54,68 @@ pub struct KafkaSink {
 #[async_trait]
 impl Sink for KafkaSink {
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
-        let [topic] = self.topics.as_slice() else {
-            return Err(Error::invalid(format!(
-                "LOCATION names {} topics, an INSERT takes one: declare a table for each",
-                self.topics.len()
-            )));
-        };
+        let topic = self.topic()?;
         if overwrite {
             return Err(Error::invalid(format!(
                 "topic {topic} cannot be overwritten: write INSERT INTO"
             )));
         }
-        RowEncoder::new(input, &self.options.key)?;
-        let (connection, name) = (self.connection.clone(), topic.clone());
-        tokio::task::spawn_blocking(move || check_topic(&connection, &name))
-            .await
-            .map_err(|e| Error::internal(format!("the look-up of a topic broke down: {e}")))??;
+        self.check(topic, input).await?;
         Ok(PlannedSink {
             writer: Arc::new(KafkaWriter {
                 connection: self.connection.clone(),
-                topic: topic.clone(),
+                topic: topic.to_owned(),
                 key: self.options.key.clone(),
                 // Without the generation: whatever start of the job comes later shuts out this one's producers.
                 transaction: format!("essaim-{}", run.name()),
             }),
             committer: Arc::new(KafkaCommitter),
         })
+    }
+
+    async fn stream(
+        &self,
+        input: &SchemaRef,
+        mode: OutputMode,
+        run: &SinkRun,
+    ) -> Result<Arc<dyn StreamSink>> {
+        let topic = self.topic()?;
+        if mode == OutputMode::Complete {
+            return Err(no_stream_sink(
+                mode,
+                "what is in a topic stays. Use 'update' with the option key, of which readers take the last value, or \
+                 'append' for windows that are closed",
+            ));
+        }
+        self.check(topic, input).await?;
+        Ok(Arc::new(KafkaStreamSink::new(Epochs {
+            connection: self.connection.clone(),
+            topic: topic.to_owned(),
+            key: self.options.key.clone(),
+            name: format!("essaim-{}", run.name()),
+            generation: run.generation,
+        })))
+    }
+}
+
+impl KafkaSink {
+    fn topic(&self) -> Result<&str> {
+        let [topic] = self.topics.as_slice() else {
+            return Err(Error::invalid(format!(
+                "LOCATION names {} topics, an INSERT takes one: declare a table for each",
+                self.topics.len()
+            )));
+        };
+        Ok(topic)
+    }
+
+    /// Checks that rows of `input` can be written to the topic.
+    async fn check(&self, topic: &str, input: &SchemaRef) -> Result<()> {
+        RowEncoder::new(input, &self.options.key)?;
+        let (connection, name) = (self.connection.clone(), topic.to_owned());
+        tokio::task::spawn_blocking(move || check_topic(&connection, &name))
+            .await
+            .map_err(|e| Error::internal(format!("the look-up of a topic broke down: {e}")))?
     }
 }
 

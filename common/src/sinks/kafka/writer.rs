@@ -1,14 +1,13 @@
 //! The worker's half: one producer, one transaction, committed when the last row is delivered.
 
 use super::json::{Messages, RowEncoder};
+use super::stream::{ToProducer, feed};
 use crate::connector::{Part, SinkWriter};
 use crate::error::{Error, Result};
 use crate::sources::kafka::client::{Connection, Deliveries, reason, wrong_setting};
-use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use futures::TryStreamExt;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 use serde::{Deserialize, Serialize};
@@ -27,13 +26,6 @@ pub struct KafkaWriter {
     pub key: Vec<String>,
     /// The transactional id without the partition: a later attempt at the same partition fences an earlier one.
     pub transaction: String,
-}
-
-/// From the stream of rows to the producer's thread.
-enum ToProducer {
-    Rows(RecordBatch),
-    /// All rows were sent. Without it, the transaction is aborted.
-    Commit,
 }
 
 #[async_trait]
@@ -74,21 +66,6 @@ impl SinkWriter for KafkaWriter {
             payload: String::new(),
         })
     }
-}
-
-/// Hands the rows over; a producer that has stopped tells by itself why.
-async fn feed(
-    rows: &mut SendableRecordBatchStream,
-    sender: mpsc::Sender<ToProducer>,
-) -> Result<()> {
-    while let Some(batch) = rows.try_next().await? {
-        if sender.send(ToProducer::Rows(batch)).await.is_err() {
-            return Ok(());
-        }
-    }
-    // As above.
-    let _ = sender.send(ToProducer::Commit).await;
-    Ok(())
 }
 
 impl KafkaWriter {
@@ -151,34 +128,8 @@ impl KafkaWriter {
     }
 
     fn send(&self, producer: &BaseProducer<Deliveries>, messages: &Messages) -> Result<u64> {
-        for (key, value) in messages.iter() {
-            let deadline = Instant::now() + self.connection.timeout();
-            let mut record = BaseRecord::<[u8], [u8]>::to(&self.topic).payload(value);
-            record.key = key;
-            loop {
-                match producer.send(record) {
-                    Ok(()) => break,
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
-                        if Instant::now() < deadline =>
-                    {
-                        producer.poll(Duration::from_millis(50));
-                        record = back;
-                    }
-                    Err((
-                        KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge),
-                        _,
-                    )) => {
-                        return Err(Error::data(format!(
-                            "topic {}: a row makes a message of {} bytes, more than the producer may send: raise 'kafka.message.max.bytes' (and the topic's max.message.bytes), or make rows smaller",
-                            self.topic,
-                            value.len() + key.map_or(0, <[u8]>::len)
-                        )));
-                    }
-                    Err((error, _)) => return Err(self.failed(&error)),
-                }
-            }
-        }
-        producer.poll(Duration::ZERO);
+        send(producer, &self.topic, messages, self.connection.timeout())
+            .map_err(|e| self.failed(&e))?;
         self.delivered(producer)?;
         Ok(messages.rows as u64)
     }
@@ -213,7 +164,7 @@ impl KafkaWriter {
         let topic = &self.topic;
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => Error::data(format!(
-                "topic {topic}: the brokers refuse a message as too large: raise the topic's max.message.bytes, or make rows smaller"
+                "topic {topic}: a row makes a message that is too large: raise 'kafka.message.max.bytes' and the topic's max.message.bytes, or make rows smaller"
             )),
             Some(
                 RDKafkaErrorCode::Fenced
@@ -226,4 +177,35 @@ impl KafkaWriter {
             _ => self.connection.failed(format!("topic {topic}"), error),
         }
     }
+}
+
+/// Gives messages to the producer, which sends them by and by. While its queue is full it waits.
+///
+/// # Errors
+/// A message that is too large; a queue that stays full for as long as the time-out.
+pub fn send(
+    producer: &BaseProducer<Deliveries>,
+    topic: &str,
+    messages: &Messages,
+    timeout: Duration,
+) -> Result<(), KafkaError> {
+    for (key, value) in messages.iter() {
+        let deadline = Instant::now() + timeout;
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).payload(value);
+        record.key = key;
+        loop {
+            match producer.send(record) {
+                Ok(()) => break,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                    if Instant::now() < deadline =>
+                {
+                    producer.poll(Duration::from_millis(50));
+                    record = back;
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+    producer.poll(Duration::ZERO);
+    Ok(())
 }

@@ -1,27 +1,13 @@
 //! The sink committer: one transaction moves the staged rows into the target and writes down which run did it.
 
 use super::Mode;
+use super::commits::{ASK_AGAIN, Commits, signed};
 use super::target::Target;
 use crate::connector::{Begin, Part, SinkCommitter, SinkRun};
-use crate::error::{Error, ErrorKind, Result};
-use crate::sources::postgres::catalog::{self, TableName};
-use crate::sources::postgres::client::{COMMIT, Client, Database, STATEMENT, literal, quote};
+use crate::error::{Error, Result};
+use crate::sources::postgres::client::{COMMIT, Client, Database, STATEMENT, quote};
 use async_trait::async_trait;
 use sqlx::Row;
-use std::time::Duration;
-
-/// The lock under which this sink creates tables: CREATE TABLE IF NOT EXISTS fails when two do it at once.
-const CREATE_LOCK: &str =
-    "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('essaim create', 0))";
-
-/// Pauses before each question after the fate of a commit: about what a restart of the server takes.
-const ASK_AGAIN: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(500),
-    Duration::from_millis(1500),
-    Duration::from_secs(3),
-    Duration::from_secs(5),
-];
 
 /// A part whose rows lie in a staging table.
 struct Staged {
@@ -37,104 +23,22 @@ pub struct Committer {
     pub database: Database,
     pub target: Target,
     pub run: SinkRun,
+    pub commits: Commits,
     /// The names of this run's staging tables begin with it, those of every generation; theirs follows.
     pub prefix: String,
 }
 
 impl Committer {
-    /// The table of commits, beside the target.
-    fn commits(&self) -> String {
-        format!("{}.essaim_commits", quote(&self.target.schema))
-    }
-
-    /// The rows of this job's INSERT in the table of commits.
-    fn this_query(&self) -> String {
-        format!(
-            "job = {} AND query = {}",
-            literal(&self.run.job),
-            self.run.query
-        )
-    }
-
-    async fn create_commits(&self, client: &mut Client) -> Result<()> {
-        let name = TableName {
-            schema: Some(self.target.schema.clone()),
-            table: "essaim_commits".to_owned(),
-        };
-        let found = client
-            .rows(
-                "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
-                &[&name.quoted()],
-            )
-            .await?;
-        if found.first().and_then(|row| row.try_get(0).ok()) == Some(true) {
-            return Ok(());
-        }
-        let create = format!(
-            "BEGIN; {CREATE_LOCK}; \
-             CREATE TABLE IF NOT EXISTS {} (job text, query int, generation bigint NOT NULL, epoch bigint NOT NULL, \
-             committed_at timestamptz DEFAULT pg_catalog.now(), PRIMARY KEY (job, query)); COMMIT",
-            self.commits()
-        );
-        client.run(create, STATEMENT).await?;
-        Ok(())
-    }
-
-    fn superseded(&self) -> Error {
-        Error::invalid(format!(
-            "job {} was started again by another master: generation {} may not write to {} any more",
-            self.run.job,
-            self.run.generation,
-            self.target.quoted()
-        ))
-    }
-
-    /// The generation that writes and the last epoch committed. Waits for a transaction that is about to change them,
-    /// and keeps others from it until this one ends.
-    async fn lock_commits(&self, client: &mut Client) -> Result<Option<(i64, i64)>> {
-        let mine = format!(
-            "SELECT generation, epoch FROM {} WHERE {} FOR UPDATE",
-            self.commits(),
-            self.this_query()
-        );
-        let rows = client.rows(&mine, &[]).await?;
-        let read = |at| {
-            rows.first()
-                .map(|row| row.try_get::<i64, _>(at))
-                .transpose()
-                .map_err(|e| Error::internal(format!("essaim_commits: {e}")))
-        };
-        Ok(read(0)?.zip(read(1)?))
-    }
-
     /// Everything from BEGIN to just before COMMIT.
     async fn transact(&self, client: &mut Client, staged: &[Staged]) -> Result<()> {
         client.run("BEGIN", STATEMENT).await?;
-        let Some((generation, epoch)) = self.lock_commits(client).await? else {
-            return Err(Error::internal("commit() was called before begin()"));
-        };
-        if generation > signed(self.run.generation) {
-            return Err(self.superseded());
-        }
-        if epoch >= signed(self.run.epoch) {
+        if self.commits.lock(client).await? >= signed(self.run.epoch) {
             return Ok(());
         }
         self.check_staged(client, staged).await?;
         let target = self.target.quoted();
         if !self.target.exists {
-            client
-                .run(
-                    format!("{CREATE_LOCK}; {}", self.target.create()),
-                    STATEMENT,
-                )
-                .await?;
-            let name = TableName {
-                schema: Some(self.target.schema.clone()),
-                table: self.target.table.clone(),
-            };
-            if let Some(relation) = catalog::relation(client, &name).await? {
-                self.target.check_created(&relation)?;
-            }
+            self.target.create_within(client).await?;
         }
         if self.target.mode == Mode::Overwrite {
             // Not TRUNCATE: that would wait for every reader, this job's own snapshot among them.
@@ -146,14 +50,9 @@ impl Committer {
             let drop = format!("DROP TABLE {}", tables.join(", "));
             client.run(drop, STATEMENT).await?;
         }
-        let done = format!(
-            "UPDATE {} SET generation = {}, epoch = {}, committed_at = pg_catalog.now() WHERE {}",
-            self.commits(),
-            self.run.generation,
-            self.run.epoch,
-            self.this_query()
-        );
-        client.run(done, STATEMENT).await?;
+        client
+            .run(self.commits.done(self.run.epoch), STATEMENT)
+            .await?;
         Ok(())
     }
 
@@ -203,10 +102,10 @@ impl Committer {
             let answer = async {
                 let mut client = self.database.connect().await?;
                 // The lock is free once that COMMIT, which may go on without its client, has ended either way.
-                self.lock_commits(&mut client).await
+                self.commits.last(&mut client).await
             };
             match answer.await {
-                Ok(Some((_, epoch))) if epoch >= signed(self.run.epoch) => {
+                Ok(Some(epoch)) if epoch >= signed(self.run.epoch) => {
                     tracing::info!(target = %self.target.quoted(), error = %lost, "committed, though the answer was lost");
                     return Ok(());
                 }
@@ -224,8 +123,8 @@ impl Committer {
                 "{}: whether the rows were committed is not known: {lost}; and since then: {last}. \
                  They are there if {} has a row with {} and epoch {}",
                 self.target.quoted(),
-                self.commits(),
-                self.this_query(),
+                self.commits.table(),
+                self.commits.this_query(),
                 self.run.epoch
             ),
         ))
@@ -234,29 +133,10 @@ impl Committer {
     /// Says which key came twice, if that is what the server refused.
     async fn explain(&self, error: Error, client: &mut Client, staged: &[Staged]) -> Error {
         // The transaction failed: the staging tables are there again, and free for whoever drops them.
-        if client.run("ROLLBACK", STATEMENT).await.is_err()
-            || error.kind() != ErrorKind::Data
-            || self.target.key.is_empty()
-            || staged.is_empty()
-        {
+        if client.run("ROLLBACK", STATEMENT).await.is_err() {
             return error;
         }
-        let find = self.target.find_duplicate(&tables(staged));
-        let Ok(rows) = client.rows(&find, &[]).await else {
-            return error;
-        };
-        let Some(row) = rows.first() else {
-            return error;
-        };
-        match (row.try_get::<String, _>(0), row.try_get::<i64, _>(1)) {
-            (Ok(key), Ok(count)) => Error::data(format!(
-                "{}: the key ({}) = ({key}) comes {count} times among the rows to be written: \
-                 group the query by the key, or choose one row of each",
-                self.target.quoted(),
-                self.target.key.join(", ")
-            )),
-            _ => error,
-        }
+        self.target.explain(error, client, &tables(staged)).await
     }
 
     /// Drops the staging tables of this run's generation and of lower ones, those of attempts that nobody waits for
@@ -294,33 +174,12 @@ fn tables(staged: &[Staged]) -> Vec<String> {
     staged.iter().map(|part| part.table.clone()).collect()
 }
 
-/// PostgreSQL has no unsigned numbers; neither generations nor epochs come near the limit.
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
 #[async_trait]
 impl SinkCommitter for Committer {
     async fn begin(&self) -> Result<Begin> {
         let mut client = self.database.connect().await?;
-        self.create_commits(&mut client).await?;
-        // Taking the generation down shuts out every older master from here on. Epoch -1: nothing is committed yet.
-        let claim = format!(
-            "INSERT INTO {} AS c (job, query, generation, epoch) VALUES ({}, {}, {}, -1) \
-             ON CONFLICT (job, query) DO UPDATE SET generation = EXCLUDED.generation \
-             WHERE c.generation <= EXCLUDED.generation RETURNING c.epoch",
-            self.commits(),
-            literal(&self.run.job),
-            self.run.query,
-            self.run.generation
-        );
-        let rows = client.rows(&claim, &[]).await?;
-        let Some(row) = rows.first() else {
-            return Err(self.superseded());
-        };
-        let epoch: i64 = row
-            .try_get(0)
-            .map_err(|e| Error::internal(format!("essaim_commits: {e}")))?;
+        self.commits.create(&mut client).await?;
+        let epoch = self.commits.claim(&mut client).await?;
         if epoch >= signed(self.run.epoch) {
             return Ok(Begin::AlreadyCommitted);
         }

@@ -1,7 +1,9 @@
 //! PostgreSQL as a sink: workers stage rows, the master makes them visible in one transaction that also names the run.
 
+mod commits;
 mod committer;
 mod encode;
+mod stream;
 mod target;
 pub(crate) mod writer;
 
@@ -9,10 +11,13 @@ use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::Result;
 use crate::sources::postgres::catalog::TableName;
 use crate::sources::postgres::client::Database;
+use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
+use commits::Commits;
 use committer::Committer;
 use std::sync::Arc;
+use stream::PostgresStream;
 use target::Target;
 use writer::Writer;
 
@@ -49,14 +54,11 @@ impl Sink for PostgresSink {
             schema: target.schema.clone(),
             target: target.quoted(),
             prefix: format!("{}{}_", staging_prefix(run), run.generation),
-            columns: target
-                .columns
-                .iter()
-                .map(|column| (column.name.clone(), column.kind.clone()))
-                .collect(),
+            columns: target.kinds(),
         };
         let committer = Committer {
             database: self.database.clone(),
+            commits: Commits::new(&target.schema, target.quoted(), run),
             target,
             run: run.clone(),
             prefix: staging_prefix(run),
@@ -65,6 +67,43 @@ impl Sink for PostgresSink {
             writer: Arc::new(writer),
             committer: Arc::new(committer),
         })
+    }
+
+    async fn stream(
+        &self,
+        input: &SchemaRef,
+        mode: OutputMode,
+        run: &SinkRun,
+    ) -> Result<Arc<dyn StreamSink>> {
+        match (mode, self.mode) {
+            (OutputMode::Complete, _) | (_, Mode::Upsert) | (OutputMode::Append, Mode::Append) => {}
+            (OutputMode::Update, Mode::Append) => {
+                return Err(no_stream_sink(
+                    mode,
+                    "mode 'append' would repeat the groups that change: set mode 'upsert' and key '…', \
+                     or SET essaim.output_mode = 'append'",
+                ));
+            }
+            (_, Mode::Overwrite) => {
+                return Err(no_stream_sink(
+                    mode,
+                    "mode 'overwrite' would keep the rows of one epoch only: set mode 'append', or 'upsert' and \
+                     key '…', or SET essaim.output_mode = 'complete'",
+                ));
+            }
+        }
+        let mut client = self.database.connect().await?;
+        let overwrite = mode == OutputMode::Complete;
+        let target = Target::plan(self, input, overwrite, &mut client).await?;
+        Ok(Arc::new(PostgresStream::new(
+            self.database.clone(),
+            target,
+            run,
+        )))
+    }
+
+    fn prefers_update(&self) -> bool {
+        self.mode == Mode::Upsert
     }
 }
 

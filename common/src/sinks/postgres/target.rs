@@ -1,9 +1,10 @@
 //! The table that is written: its columns, its key, and the statements that create and fill it.
 
+use super::commits::CREATE_LOCK;
 use super::{Mode, PostgresSink};
-use crate::error::{Error, Result};
-use crate::sources::postgres::catalog::{self, Relation};
-use crate::sources::postgres::client::{Client, quote};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sources::postgres::catalog::{self, Relation, TableName};
+use crate::sources::postgres::client::{Client, STATEMENT, quote};
 use crate::sources::postgres::types::Kind;
 use arrow::datatypes::SchemaRef;
 use sqlx::Row;
@@ -29,6 +30,8 @@ pub struct Target {
     pub key: Vec<String>,
     /// Whether it was there when the job was planned.
     pub exists: bool,
+    /// Whether COPY can fill it: not a view, not a table whose rows are under policies.
+    pub takes_copy: bool,
 }
 
 impl Target {
@@ -66,6 +69,9 @@ impl Target {
             }
         }
         let relation = catalog::relation(client, &sink.name).await?;
+        let takes_copy = relation
+            .as_ref()
+            .is_none_or(|relation| relation.lockable && !relation.row_security);
         let (schema, table, columns, exists) = match relation {
             Some(relation) => {
                 let columns = existing_columns(&relation, input)?;
@@ -91,6 +97,7 @@ impl Target {
             mode,
             key: sink.key.clone(),
             exists,
+            takes_copy,
         })
     }
 
@@ -100,7 +107,7 @@ impl Target {
     }
 
     /// Creates the table unless somebody else has done so by now.
-    pub fn create(&self) -> String {
+    fn create(&self) -> String {
         let mut parts: Vec<String> = self
             .columns
             .iter()
@@ -119,11 +126,29 @@ impl Target {
         )
     }
 
+    /// Creates the table within a transaction, or finds that somebody else has done so.
+    ///
+    /// # Errors
+    /// Columns of other types than planned; the server's.
+    pub async fn create_within(&self, client: &mut Client) -> Result<()> {
+        client
+            .run(format!("{CREATE_LOCK}; {}", self.create()), STATEMENT)
+            .await?;
+        let name = TableName {
+            schema: Some(self.schema.clone()),
+            table: self.table.clone(),
+        };
+        match catalog::relation(client, &name).await? {
+            Some(relation) => self.check_created(&relation),
+            None => Ok(()),
+        }
+    }
+
     /// Checks a table that may have been created by somebody else since the job was planned.
     ///
     /// # Errors
     /// Columns of other types than planned.
-    pub fn check_created(&self, relation: &Relation) -> Result<()> {
+    fn check_created(&self, relation: &Relation) -> Result<()> {
         for planned in &self.columns {
             let found = relation.column(&planned.name).map(|c| c.kind.sql());
             if found.as_deref() != Some(planned.kind.sql().as_str()) {
@@ -140,10 +165,22 @@ impl Target {
         Ok(())
     }
 
+    /// The columns with the types in which their values are sent.
+    pub fn kinds(&self) -> Vec<(String, Kind)> {
+        self.columns
+            .iter()
+            .map(|column| (column.name.clone(), column.kind.clone()))
+            .collect()
+    }
+
+    /// The columns' names, for SQL.
+    pub fn list(&self) -> String {
+        quoted_list(self.columns.iter().map(|column| &column.name))
+    }
+
     /// Moves the rows of the staging tables (quoted names) into the table: one statement, so that a key that comes
     /// twice is found wherever its rows were staged.
     pub fn insert(&self, staged: &[String]) -> String {
-        let list = quoted_list(self.columns.iter().map(|column| &column.name));
         let select: Vec<String> = self
             .columns
             .iter()
@@ -153,8 +190,9 @@ impl Target {
             })
             .collect();
         let mut sql = format!(
-            "INSERT INTO {} ({list}) SELECT {} FROM {}",
+            "INSERT INTO {} ({}) SELECT {} FROM {}",
             self.quoted(),
+            self.list(),
             select.join(", "),
             union(staged)
         );
@@ -178,8 +216,30 @@ impl Target {
         sql
     }
 
+    /// Says which key came twice, if that is what the server refused.
+    pub async fn explain(&self, error: Error, client: &mut Client, staged: &[String]) -> Error {
+        if error.kind() != ErrorKind::Data || self.key.is_empty() || staged.is_empty() {
+            return error;
+        }
+        let Ok(rows) = client.rows(&self.find_duplicate(staged), &[]).await else {
+            return error;
+        };
+        let Some(row) = rows.first() else {
+            return error;
+        };
+        match (row.try_get::<String, _>(0), row.try_get::<i64, _>(1)) {
+            (Ok(key), Ok(count)) => Error::data(format!(
+                "{}: the key ({}) = ({key}) comes {count} times among the rows to be written: \
+                 group the query by the key, or choose one row of each",
+                self.quoted(),
+                self.key.join(", ")
+            )),
+            _ => error,
+        }
+    }
+
     /// Finds a key that comes more than once among the staged rows.
-    pub fn find_duplicate(&self, staged: &[String]) -> String {
+    fn find_duplicate(&self, staged: &[String]) -> String {
         let list = quoted_list(&self.key);
         let shown: Vec<String> = self
             .key

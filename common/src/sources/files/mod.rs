@@ -56,6 +56,13 @@ impl TableProviderFactory for FileTableFactory {
         command: &CreateExternalTable,
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
+        if command.unbounded {
+            return Err(Error::invalid(format!(
+                "table {name}: {} cannot be read continuously: leave the word UNBOUNDED out",
+                self.0.name()
+            ))
+            .into());
+        }
         let mut command = command.clone();
         for location in &mut command.locations {
             let filled =

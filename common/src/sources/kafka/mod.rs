@@ -11,12 +11,14 @@ mod pool;
 mod reader;
 mod records;
 pub mod source;
+mod stream;
 pub mod timestamps;
 
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::sinks::kafka::{KafkaSink, SinkOptions};
+use crate::stream::StreamOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use client::{Connection, IsolationLevel, duration_ms, not_a_duration};
@@ -26,8 +28,9 @@ use offsets::{OffsetPlanner, OffsetSpec};
 use reader::{Format, KafkaReader, OnError, ReaderPlan};
 pub use records::METADATA_COLUMNS;
 use records::metadata_fields;
-use source::{KafkaSource, StreamingOptions};
+use source::KafkaSource;
 use std::sync::Arc;
+use stream::KafkaStream;
 use timestamps::EpochUnit;
 
 /// The connector.
@@ -84,12 +87,13 @@ impl Connector for Kafka {
             Format::Raw => None,
         };
         let source = match &schema {
-            Some(schema) => Some(Arc::new(KafkaSource {
-                schema: Arc::clone(schema),
-                starting,
-                ending,
-                planner: Arc::new(OffsetPlanner::new(connection.clone(), topics, isolation)?),
-                reader: ReaderPlan {
+            Some(schema) => {
+                let mut asked = connection.clone();
+                if spec.unbounded {
+                    asked.timeout_ms = asked.timeout_ms.min(stream::ASK_TIMEOUT_MS);
+                }
+                let planner = Arc::new(OffsetPlanner::new(asked, topics, isolation)?);
+                let reader = ReaderPlan {
                     connection,
                     isolation,
                     format,
@@ -98,9 +102,23 @@ impl Connector for Kafka {
                     dead_letters,
                     fail_on_data_loss,
                     limit: None,
-                },
-                streaming,
-            }) as _),
+                };
+                let stream = Arc::new(KafkaStream::new(
+                    Arc::clone(schema),
+                    starting.clone(),
+                    Arc::clone(&planner),
+                    reader.clone(),
+                    streaming,
+                ));
+                Some(Arc::new(KafkaSource {
+                    schema: Arc::clone(schema),
+                    starting,
+                    ending,
+                    planner,
+                    reader,
+                    stream,
+                }) as _)
+            }
             None => None,
         };
         Ok(ConnectorTable {
@@ -201,10 +219,11 @@ fn on_error(
     Ok((on_error, Some(target)))
 }
 
-fn streaming(options: &mut Options, schema: Option<&SchemaRef>) -> Result<StreamingOptions> {
-    let mut duration = |name: &'static str| -> Result<Option<u64>> {
+fn streaming(options: &mut Options, schema: Option<&SchemaRef>) -> Result<StreamOptions> {
+    let mut duration = |name: &'static str| -> Result<Option<i64>> {
         match options.text(name) {
             Some(text) => duration_ms(&text)
+                .and_then(|ms| i64::try_from(ms).ok())
                 .map(Some)
                 .ok_or_else(|| not_a_duration(options, name, &text)),
             None => Ok(None),
@@ -212,27 +231,35 @@ fn streaming(options: &mut Options, schema: Option<&SchemaRef>) -> Result<Stream
     };
     let watermark_delay = duration("watermark_delay")?;
     let idle_timeout_ms = duration("idle_timeout")?;
-    let event_time = options.text("event_time");
     let max_offsets_per_trigger = options.parsed("max_offsets_per_trigger")?;
-    if let Some(name) = &event_time {
-        let field = schema
-            .and_then(|schema| schema.field_with_name(name).ok())
-            .ok_or_else(|| {
-                options.error(format!(
-                    "option event_time '{name}': there is no such column"
-                ))
-            })?;
-        if !matches!(field.data_type(), DataType::Timestamp(..)) {
-            return Err(options.error(format!(
-                "option event_time '{name}': the column has the type {}, declare it TIMESTAMP",
-                field.data_type()
-            )));
-        }
+    if max_offsets_per_trigger == Some(0) {
+        return Err(options.error(
+            "option max_offsets_per_trigger '0': nothing would ever be read; write at least 1",
+        ));
     }
+    let event_time = match options.text("event_time") {
+        None => None,
+        Some(name) => {
+            let (index, field) = schema
+                .and_then(|schema| schema.column_with_name(&name))
+                .ok_or_else(|| {
+                    options.error(format!(
+                        "option event_time '{name}': there is no such column"
+                    ))
+                })?;
+            if !matches!(field.data_type(), DataType::Timestamp(..)) {
+                return Err(options.error(format!(
+                    "option event_time '{name}': the column has the type {}, declare it TIMESTAMP",
+                    field.data_type()
+                )));
+            }
+            Some(index)
+        }
+    };
     if watermark_delay.is_some() && event_time.is_none() {
         return Err(options.error("watermark_delay needs event_time: name the column"));
     }
-    Ok(StreamingOptions {
+    Ok(StreamOptions {
         event_time,
         watermark_delay_ms: watermark_delay.unwrap_or(0),
         idle_timeout_ms,

@@ -13,9 +13,9 @@ use std::time::Instant;
 type PerPartition = BTreeMap<String, BTreeMap<i32, i64>>;
 
 /// In Spark's JSON, the first offset.
-const EARLIEST: i64 = -2;
+pub(super) const EARLIEST: i64 = -2;
 /// In Spark's JSON, the offset after the last one.
-const LATEST: i64 = -1;
+pub(super) const LATEST: i64 = -1;
 
 /// One end of what is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +119,17 @@ pub struct OffsetRange {
     pub end: i64,
 }
 
+/// A topic and the number of a partition of it.
+pub type Partition = (String, i32);
+
+/// The partitions of a table, and the first and the last offset of each.
+struct Found<'a> {
+    partitions: &'a [Partition],
+    low: &'a [i64],
+    high: &'a [i64],
+    fail_on_data_loss: bool,
+}
+
 /// Asks the brokers for offsets. Kept between plans: a streaming job asks once per epoch.
 pub struct OffsetPlanner {
     connection: Connection,
@@ -168,34 +179,60 @@ impl OffsetPlanner {
         // In read_committed the broker answers with the last stable offset: what is still open is not read.
         let low = self.lookup(&partitions, EARLIEST)?;
         let high = self.lookup(&partitions, LATEST)?;
-        let starts = self.resolve(starting, &partitions, &low, &high, EARLIEST)?;
-        let ends = self.resolve(ending, &partitions, &low, &high, LATEST)?;
-        let mut ranges = Vec::with_capacity(partitions.len());
-        for (index, (topic, partition)) in partitions.into_iter().enumerate() {
-            let (low, high) = (low[index], high[index]);
-            let (mut start, mut end) = (starts[index], ends[index]);
-            for (name, offset) in [("starting", &mut start), ("ending", &mut end)] {
-                if fail_on_data_loss && (*offset < low || *offset > high) {
-                    return Err(Error::data(format!(
-                        "{topic}[{partition}]: the {name} offset {offset} does not exist, the partition has {low} to {high}: \
-                         change {name}_offsets, or set fail_on_data_loss 'false' to read what is there"
-                    )));
-                }
-                *offset = (*offset).clamp(low, high);
-            }
-            if start < end {
-                ranges.push(OffsetRange {
-                    topic,
-                    partition,
-                    start,
-                    end,
-                });
-            }
-        }
-        Ok(ranges)
+        let found = Found {
+            partitions: &partitions,
+            low: &low,
+            high: &high,
+            fail_on_data_loss,
+        };
+        let starts = self.resolve(starting, "starting", &found, EARLIEST)?;
+        let ends = self.resolve(ending, "ending", &found, LATEST)?;
+        let ranges = partitions
+            .iter()
+            .zip(starts.into_iter().zip(ends))
+            .filter(|(_, (start, end))| start < end)
+            .map(|((topic, partition), (start, end))| OffsetRange {
+                topic: topic.clone(),
+                partition: *partition,
+                start,
+                end,
+            });
+        Ok(ranges.collect())
     }
 
-    fn partitions(&self) -> Result<Vec<(String, i32)>> {
+    /// What `starting` means now, for every partition. Blocks like [`Self::plan`].
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn start(
+        &self,
+        starting: &OffsetSpec,
+        fail_on_data_loss: bool,
+    ) -> Result<Vec<(Partition, i64)>> {
+        let partitions = self.partitions()?;
+        check_named(starting, &partitions)?;
+        let low = self.lookup(&partitions, EARLIEST)?;
+        let high = self.lookup(&partitions, LATEST)?;
+        let found = Found {
+            partitions: &partitions,
+            low: &low,
+            high: &high,
+            fail_on_data_loss,
+        };
+        let starts = self.resolve(starting, "starting", &found, EARLIEST)?;
+        Ok(partitions.into_iter().zip(starts).collect())
+    }
+
+    /// The topics that are asked about.
+    pub fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// All partitions there are, in order of topic and number. Blocks for a round trip for each topic.
+    ///
+    /// # Errors
+    /// A topic that is not there; brokers out of reach.
+    pub fn partitions(&self) -> Result<Vec<Partition>> {
         let mut found = Vec::new();
         for topic in &self.topics {
             let metadata = self
@@ -220,36 +257,52 @@ impl OffsetPlanner {
         Ok(found)
     }
 
+    /// The offsets that a specification means, within what there is.
     fn resolve(
         &self,
         spec: &OffsetSpec,
-        partitions: &[(String, i32)],
-        low: &[i64],
-        high: &[i64],
+        name: &str,
+        found: &Found<'_>,
         unnamed: i64,
     ) -> Result<Vec<i64>> {
-        Ok(match spec {
-            OffsetSpec::Earliest => low.to_vec(),
-            OffsetSpec::Latest => high.to_vec(),
-            OffsetSpec::Timestamp(ms) => self.lookup(partitions, *ms)?,
-            OffsetSpec::PerPartition(topics) => partitions
+        let mut offsets = match spec {
+            OffsetSpec::Earliest => found.low.to_vec(),
+            OffsetSpec::Latest => found.high.to_vec(),
+            OffsetSpec::Timestamp(ms) => self.lookup(found.partitions, *ms)?,
+            OffsetSpec::PerPartition(topics) => found
+                .partitions
                 .iter()
                 .enumerate()
                 .map(|(index, (topic, partition))| {
                     let named = topics.get(topic).and_then(|p| p.get(partition));
                     match named.copied().unwrap_or(unnamed) {
-                        EARLIEST => low[index],
-                        LATEST => high[index],
+                        EARLIEST => found.low[index],
+                        LATEST => found.high[index],
                         offset => offset,
                     }
                 })
                 .collect(),
-        })
+        };
+        for (index, offset) in offsets.iter_mut().enumerate() {
+            let (low, high) = (found.low[index], found.high[index]);
+            if found.fail_on_data_loss && (*offset < low || *offset > high) {
+                let (topic, partition) = &found.partitions[index];
+                return Err(Error::data(format!(
+                    "{topic}[{partition}]: the {name} offset {offset} does not exist, the partition has {low} to {high}: \
+                     change {name}_offsets, or set fail_on_data_loss 'false' to read what is there"
+                )));
+            }
+            *offset = (*offset).clamp(low, high);
+        }
+        Ok(offsets)
     }
 
     /// The offset of the first record at or after `time` in each partition: one request a broker (ListOffsets, where
     /// -2 stands for the first and -1 for the last offset).
-    fn lookup(&self, partitions: &[(String, i32)], time: i64) -> Result<Vec<i64>> {
+    ///
+    /// # Errors
+    /// A partition that is not there; brokers out of reach.
+    pub(super) fn lookup(&self, partitions: &[Partition], time: i64) -> Result<Vec<i64>> {
         let deadline = Instant::now() + self.connection.timeout();
         let times = || -> Result<TopicPartitionList> {
             let mut list = TopicPartitionList::with_capacity(partitions.len());
@@ -323,7 +376,7 @@ impl OffsetPlanner {
 }
 
 /// Every topic and partition that the JSON names must be there.
-fn check_named(spec: &OffsetSpec, partitions: &[(String, i32)]) -> Result<()> {
+fn check_named(spec: &OffsetSpec, partitions: &[Partition]) -> Result<()> {
     let OffsetSpec::PerPartition(topics) = spec else {
         return Ok(());
     };

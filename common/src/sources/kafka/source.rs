@@ -2,28 +2,17 @@
 
 use super::offsets::{OffsetPlanner, OffsetRange, OffsetSpec, cut};
 use super::reader::{KafkaReader, ReaderPlan, split_of};
+use super::stream::KafkaStream;
 use crate::connector::{PlannedScan, ScanRequest, Source};
 use crate::error::{Error, Result};
 use crate::scan::project_schema;
+use crate::stream::StreamSource;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use std::sync::Arc;
 
 /// Offsets below which a partition is not cut: a reader fetches ahead a few MiB that the next one fetches again.
 const LEAST_OFFSETS: u64 = 10_000;
-
-/// What a streaming job needs to know beyond a batch job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamingOptions {
-    /// The column with the time of the event.
-    pub event_time: Option<String>,
-    /// How late rows may come, ms.
-    pub watermark_delay_ms: u64,
-    /// After so many ms without records a partition no longer holds the watermark back.
-    pub idle_timeout_ms: Option<u64>,
-    /// Offsets that one epoch takes from all partitions together, at most.
-    pub max_offsets_per_trigger: Option<u64>,
-}
 
 /// The topics of one table.
 #[derive(Debug)]
@@ -33,7 +22,7 @@ pub struct KafkaSource {
     pub ending: OffsetSpec,
     pub reader: ReaderPlan,
     pub planner: Arc<OffsetPlanner>,
-    pub streaming: StreamingOptions,
+    pub stream: Arc<KafkaStream>,
 }
 
 impl KafkaSource {
@@ -96,5 +85,9 @@ impl Source for KafkaSource {
             request.limit,
             request.target_splits,
         )
+    }
+
+    fn stream(&self) -> Option<Arc<dyn StreamSource>> {
+        Some(Arc::clone(&self.stream) as _)
     }
 }

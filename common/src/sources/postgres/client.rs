@@ -23,7 +23,7 @@ pub const COPY: Duration = Duration::from_secs(600);
 /// For the transaction that makes a result visible: as long as the server needs to insert all of it.
 pub const COMMIT: Duration = Duration::from_secs(6 * 3600);
 /// An idle connection older than this is not used again: something on the way may have forgotten it.
-const IDLE: Duration = Duration::from_secs(120);
+pub const IDLE: Duration = Duration::from_secs(120);
 /// Idle connections that a process keeps, for all databases together.
 const IDLE_CONNECTIONS: usize = 32;
 
@@ -260,6 +260,16 @@ impl Client {
             query = query.bind(*parameter);
         }
         let answer = query.fetch_all(&mut self.connection);
+        Self::within(&self.place, deadline, answer).await
+    }
+
+    /// Runs statements, separated by semicolons, in one round trip; returns the rows of all of them, in text form.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn raw_rows(&mut self, sql: &str, deadline: Duration) -> Result<Vec<PgRow>> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        let answer = sqlx::raw_sql(sql).fetch_all(&mut self.connection);
         Self::within(&self.place, deadline, answer).await
     }
 

@@ -1,0 +1,381 @@
+//! From a streaming job's text to something that reads and finishes epochs: statements, sinks, checkpoint, state.
+
+use crate::Shared;
+use crate::jobs::handle::JobHandle;
+use crate::plan::{Execution, Planner, Purpose, parse, purpose};
+use crate::stream::checkpoint::Checkpoint;
+use crate::stream::context::States;
+use crate::stream::finish::Finisher;
+use crate::stream::pace::Pace;
+use crate::stream::plan::{self, Insert, InsertSettings, PlannedInsert, StreamPlan};
+use crate::stream::read::{Job, Reader, Trigger};
+use crate::stream::state::{Delta, Restore};
+use crate::stream::statics::Tables;
+use crate::stream::watermark::TableTimes;
+use bytes::Bytes;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
+use essaim_common::scope::JobScope;
+use essaim_common::session::Settings;
+use essaim_common::sink::StreamInsertExec;
+use essaim_common::sources::kafka::client::duration_ms;
+use essaim_common::stream::{OutputMode, StreamSink};
+use essaim_common::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// One INSERT as it was submitted, which can be planned again.
+#[derive(Debug, Clone)]
+pub struct StreamingInsert {
+    pub index: u32,
+    logical: LogicalPlan,
+    settings: InsertSettings,
+}
+
+impl StreamingInsert {
+    /// The INSERT with what it is when it is planned now.
+    ///
+    /// # Errors
+    /// A source is out of reach; what a stream cannot do.
+    pub async fn plan(&self, planner: &Planner) -> Result<PlannedInsert> {
+        let physical = planner.physical(&self.logical).await?;
+        plan::insert(self.index, root(&physical)?, &self.settings)
+    }
+}
+
+fn root(physical: &Arc<dyn ExecutionPlan>) -> Result<&StreamInsertExec> {
+    physical
+        .downcast_ref::<StreamInsertExec>()
+        .ok_or_else(|| Error::internal("the root of a streaming INSERT is another node"))
+}
+
+/// A streaming job's statements, run and planned.
+struct Planned {
+    inserts: Vec<(StreamingInsert, PlannedInsert, Arc<dyn StreamSink>)>,
+}
+
+/// Plans INSERT number `index`, whose root is `physical`.
+async fn plan_insert(
+    planner: &Planner,
+    index: u32,
+    logical: LogicalPlan,
+    physical: &Arc<dyn ExecutionPlan>,
+) -> Result<(StreamingInsert, PlannedInsert, Arc<dyn StreamSink>)> {
+    let settings = insert_settings(&planner.settings())?;
+    let root = root(physical)?;
+    let planned = plan::insert(index, root, &settings)?;
+    let sink = root
+        .sink()
+        .stream(&root.input().schema(), planned.mode, root.run())
+        .await
+        .map_err(|e| e.context(format!("table {}", root.table())))?;
+    let insert = StreamingInsert {
+        index,
+        logical,
+        settings,
+    };
+    Ok((insert, planned, sink))
+}
+
+/// Checks a streaming INSERT before its job is taken.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) async fn check(
+    planner: &Planner,
+    logical: LogicalPlan,
+    physical: &Arc<dyn ExecutionPlan>,
+) -> Result<()> {
+    trigger(&planner.settings())?;
+    plan_insert(planner, 0, logical, physical).await.map(|_| ())
+}
+
+/// How a streaming INSERT would run, for EXPLAIN: `[plan_type, plan]`.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn explain(
+    planner: &Planner,
+    physical: &Arc<dyn ExecutionPlan>,
+) -> Result<Vec<(String, String)>> {
+    let tree = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
+    let planned = plan::insert(0, root(physical)?, &insert_settings(&planner.settings())?)?;
+    let mut rows = vec![
+        (
+            "execution".to_owned(),
+            format!(
+                "stream: in each epoch the stages on the workers, then the rest on the master; output mode '{}'",
+                planned.mode.as_str()
+            ),
+        ),
+        ("master".to_owned(), tree(&planned.upper.plan)),
+    ];
+    for (stage, _) in &planned.stages {
+        rows.push((format!("stage {}", stage.id), tree(&stage.plan)));
+    }
+    Ok(rows)
+}
+
+fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
+    let mode = match settings.output_mode.to_ascii_lowercase().as_str() {
+        "auto" => None,
+        "append" => Some(OutputMode::Append),
+        "update" => Some(OutputMode::Update),
+        "complete" => Some(OutputMode::Complete),
+        other => {
+            return Err(Error::invalid(format!(
+                "essaim.output_mode is '{other}': write 'auto', 'append', 'update' or 'complete'"
+            )));
+        }
+    };
+    let ttl = interval("state_ttl", &settings.state_ttl)?;
+    Ok(InsertSettings {
+        mode,
+        state_ttl_ms: (!ttl.is_zero()).then_some(ttl.as_millis() as i64),
+    })
+}
+
+fn interval(name: &str, text: &str) -> Result<Duration> {
+    let ms = if text.trim() == "0" {
+        Some(0)
+    } else {
+        duration_ms(text)
+    };
+    ms.map(Duration::from_millis).ok_or_else(|| {
+        Error::invalid(format!(
+            "essaim.{name} is '{text}': write an interval such as '500 milliseconds' or '1 minute', or '0'"
+        ))
+    })
+}
+
+fn trigger(settings: &Settings) -> Result<Trigger> {
+    if settings.trigger.eq_ignore_ascii_case("available_now") {
+        return Ok(Trigger::AvailableNow);
+    }
+    let every = interval("trigger", &settings.trigger)
+        .map_err(|e| Error::invalid(format!("{e}, or 'available_now'")))?;
+    Ok(Trigger::Every(every))
+}
+
+/// Sets up a run of a streaming job: a new generation, which shuts out the ones before it, and goes on where they
+/// stopped.
+///
+/// # Errors
+/// The job is wrong; the checkpoint is of another query; a sink, a source or the state dir is out of reach.
+pub(super) async fn start(
+    shared: &Arc<Shared>,
+    handle: &Arc<JobHandle>,
+) -> Result<(Reader, Finisher)> {
+    let generation = shared.jobs.begin(handle).await?;
+    let sql = handle.read(|record| record.sql.clone());
+    let scope = JobScope::new(handle.id(), generation, shared.registry.slots());
+    let mut planner = Planner::new(
+        Arc::clone(&shared.runtime),
+        Arc::clone(&shared.registry),
+        Arc::clone(&scope),
+    );
+    let mut planned = Planned {
+        inserts: Vec::new(),
+    };
+    for statement in parse(&sql)? {
+        match purpose(&statement) {
+            Purpose::Setup | Purpose::Rows => planner.set_up(statement).await?,
+            Purpose::Insert => {
+                let index = planned.inserts.len() as u32;
+                scope.set_query(index);
+                let query = planner.query(statement).await?;
+                let Execution::Stream(physical) = query.execution else {
+                    return Err(Error::invalid(
+                        "an INSERT of a streaming job reads no UNBOUNDED table: submit it as a job of its own",
+                    ));
+                };
+                let insert = plan_insert(&planner, index, query.logical, &physical).await?;
+                planned.inserts.push(insert);
+            }
+        }
+    }
+    // The sinks first: what older generations commit before this is seen below, and afterwards they commit nothing.
+    let mut committed = BTreeMap::new();
+    for (insert, planned, sink) in &planned.inserts {
+        let last = sink
+            .begin()
+            .await
+            .map_err(|e| e.context(format!("table {}", planned.table)))?;
+        committed.extend(last.map(|epoch| (insert.index, epoch)));
+    }
+    let dir = shared.jobs.state_dir();
+    let (checkpoint, restored) = Checkpoint::open(dir, &handle.id(), generation).await?;
+    let settings = planner.settings();
+    let planner = Arc::new(planner);
+    let states = Arc::new(States::default());
+    let (stream_plan, statics) = assemble(planned)?;
+    let meaning = meaning(&stream_plan);
+    match &restored.fingerprint {
+        Some(known) if *known != meaning => return Err(incompatible(known, &meaning)),
+        Some(_) => {}
+        None => checkpoint.write_fingerprint(&meaning).await?,
+    }
+    restore(&states, restored.snapshot, restored.deltas).await?;
+    shared.jobs.accept(handle).await?;
+    let mut times: BTreeMap<String, TableTimes> = BTreeMap::new();
+    let mut positions = BTreeMap::new();
+    let mut next_epoch = 0;
+    if let Some(last) = &restored.committed {
+        next_epoch = last.epoch + 1;
+        positions = last.offsets.clone();
+        for (table, latest) in &last.max_event_times {
+            let known = times.entry(table.clone()).or_default();
+            known.latest = latest.clone();
+            known.watermark = last.watermarks.get(table).copied();
+        }
+    }
+    for (table, source) in &stream_plan.sources {
+        if !positions.contains_key(table) && restored.planned.is_empty() {
+            let start = source
+                .start()
+                .await
+                .map_err(|e| e.context(format!("table {table}")))?;
+            positions.insert(table.clone(), start);
+        }
+    }
+    if let Some(plan) = restored.planned.first() {
+        next_epoch = plan.epoch;
+    }
+    let trigger = trigger(&settings)?;
+    let pace = Pace::new(match trigger {
+        Trigger::Every(every) => every,
+        Trigger::AvailableNow => Duration::ZERO,
+    });
+    let job = Arc::new(Job {
+        handle: Arc::clone(handle),
+        planner,
+        plan: stream_plan,
+    });
+    tracing::info!(job = %handle.id(), generation, next_epoch, replayed = restored.planned.len(), "streaming");
+    let checkpoint = Arc::new(Mutex::new(checkpoint));
+    let reader = Reader {
+        shared: Arc::clone(shared),
+        job: Arc::clone(&job),
+        checkpoint: Arc::clone(&checkpoint),
+        trigger,
+        next_epoch,
+        positions,
+        times,
+        idleness: BTreeMap::new(),
+        planned: restored.planned.into(),
+        pace,
+        tables: Tables {
+            inserts: statics,
+            refresh: interval("table_refresh", &settings.table_refresh)?,
+            held: None,
+        },
+        target: None,
+        last_start: None,
+        idle: Duration::ZERO,
+    };
+    let finisher = Finisher {
+        job,
+        checkpoint,
+        states,
+        committed,
+        max_state_bytes: settings.max_state_bytes,
+    };
+    Ok((reader, finisher))
+}
+
+/// State as the last epoch left it.
+async fn restore(
+    states: &Arc<States>,
+    snapshot: Vec<(String, Vec<Bytes>)>,
+    deltas: Vec<(u64, Vec<(String, Bytes)>)>,
+) -> Result<()> {
+    let states = Arc::clone(states);
+    let work = move || -> Result<()> {
+        for (operator, chunks) in snapshot {
+            let mut restore = Restore::default();
+            for chunk in chunks {
+                restore.push(chunk)?;
+            }
+            states.put(&operator, restore.finish()?);
+        }
+        for (_, deltas) in deltas {
+            let deltas = deltas
+                .into_iter()
+                .map(|(operator, delta)| Ok((operator, Delta::decode(delta)?)))
+                .collect::<Result<_>>()?;
+            states.apply(&deltas)?;
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::internal(format!("the reading of state broke down: {e}")))?
+}
+
+/// Puts the INSERTs together: those that read one stream share its stage.
+fn assemble(planned: Planned) -> Result<(StreamPlan, Vec<(StreamingInsert, Vec<plan::Static>)>)> {
+    let mut sources = BTreeMap::new();
+    let mut stages = Vec::new();
+    let mut inserts = Vec::new();
+    let mut statics = Vec::new();
+    for (statement, planned, sink) in planned.inserts {
+        sources.extend(planned.sources);
+        stages.extend(planned.stages);
+        inserts.push(Insert {
+            index: statement.index,
+            table: planned.table,
+            mode: planned.mode,
+            sink,
+            upper: planned.upper,
+            late: planned.late,
+            tables: planned.tables,
+        });
+        if !planned.statics.is_empty() {
+            statics.push((statement, planned.statics));
+        }
+    }
+    if inserts.is_empty() {
+        return Err(Error::invalid("the job has no INSERT"));
+    }
+    let plan = StreamPlan {
+        sources,
+        stages: plan::share(stages)?,
+        inserts,
+        has_statics: !statics.is_empty(),
+    };
+    Ok((plan, statics))
+}
+
+/// What the checkpoint's state is of.
+fn meaning(plan: &StreamPlan) -> serde_json::Value {
+    let inserts = plan.inserts.iter().map(|insert| {
+        let operators: BTreeMap<&str, &str> = insert
+            .upper
+            .operators
+            .iter()
+            .map(|operator| (operator.id.as_str(), operator.meaning.as_str()))
+            .collect();
+        serde_json::json!({
+            "table": insert.table,
+            "operators": operators,
+        })
+    });
+    serde_json::json!({
+        "sources": plan.sources.keys().collect::<Vec<_>>(),
+        "inserts": inserts.collect::<Vec<_>>(),
+    })
+}
+
+fn incompatible(known: &serde_json::Value, now: &serde_json::Value) -> Error {
+    let differs = ["sources", "inserts"]
+        .into_iter()
+        .find(|part| known[part] != now[part])
+        .unwrap_or("sources");
+    Error::invalid(format!(
+        "the checkpoint of this job is of another query, so it cannot go on with it: {differs} were {}, and are {}. \
+         Submit the query as it was, give the job another name, or start again with --from-scratch",
+        known[differs], now[differs]
+    ))
+}

@@ -1,0 +1,449 @@
+//! The half above the cut of a streaming INSERT: which output mode fits, which nodes become stateful, what a stream
+//! cannot do.
+
+use crate::plan::cut::rebuild;
+use crate::plan::stage::{Stage, StageInputExec};
+use crate::stream::aggregate::{Expiry, StateAggregateExec, StateOptions};
+use crate::stream::dedup::{DedupOptions, StateDedupExec};
+use crate::stream::input::InputId;
+use crate::stream::late::{Late, LateColumn};
+use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::union::UnionExec;
+use datafusion::physical_plan::unnest::UnnestExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use essaim_common::functions::window::{WINDOW_KEY, WindowSpec};
+use essaim_common::sink::StreamInsertExec;
+use essaim_common::stream::{OutputMode, StreamSource};
+use essaim_common::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the master runs for an INSERT in each epoch.
+#[derive(Debug, Clone)]
+pub struct Upper {
+    /// Its leaves are inputs.
+    pub plan: Arc<dyn ExecutionPlan>,
+    /// The stateful operators.
+    pub operators: Vec<Operator>,
+}
+
+/// A stateful operator, as the checkpoint knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// `INSERT/position`.
+    pub id: String,
+    /// What its state means: a job whose operators say something else cannot go on with it.
+    pub meaning: String,
+}
+
+/// Makes the upper half of one INSERT.
+pub struct UpperBuilder<'a> {
+    index: u32,
+    pub mode: OutputMode,
+    settings: &'a InsertSettings,
+    sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
+    pub stages: Vec<(Arc<Stage>, InputId)>,
+    pub statics: Vec<Static>,
+    pub late: Late,
+    /// The group column with the time that makes rows late.
+    late_column: LateColumn,
+    operators: Vec<Operator>,
+}
+
+/// What a node yields, as far as those above it must know.
+struct Built {
+    plan: Arc<dyn ExecutionPlan>,
+    /// How long after its watermark a row may still come, ms.
+    delay_ms: i64,
+}
+
+impl<'a> UpperBuilder<'a> {
+    /// Decides on the output mode.
+    ///
+    /// # Errors
+    /// None fits, or the one that was asked for does not.
+    pub fn new(
+        index: u32,
+        root: &StreamInsertExec,
+        settings: &'a InsertSettings,
+        sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
+    ) -> Result<Self> {
+        let shape = Shape::of(root.input());
+        let is_timed = sources.values().all(|s| s.options().event_time.is_some());
+        let mode = shape
+            .mode(settings.mode, root.sink().prefers_update(), is_timed)
+            .map_err(|e| e.context(format!("INSERT INTO {}", root.table())))?;
+        Ok(Self {
+            index,
+            mode,
+            settings,
+            sources,
+            stages: Vec::new(),
+            statics: Vec::new(),
+            late: Late::Never,
+            late_column: LateColumn::Group(0),
+            operators: Vec::new(),
+        })
+    }
+
+    /// Turns the half above the cut into what an epoch runs.
+    ///
+    /// # Errors
+    /// A node that needs the whole stream at once.
+    pub fn build(&mut self, upper: Arc<dyn ExecutionPlan>) -> Result<Upper> {
+        let built = if reads_stream(&upper) {
+            self.node(&upper, self.mode)?.plan
+        } else {
+            return Err(Error::internal("an INSERT that reads no stream"));
+        };
+        Ok(Upper {
+            plan: single(built),
+            operators: std::mem::take(&mut self.operators),
+        })
+    }
+
+    /// `mode` is what the nodes above want: below a stateful node only final rows will do.
+    fn node(&mut self, node: &Arc<dyn ExecutionPlan>, mode: OutputMode) -> Result<Built> {
+        if !reads_stream(node) {
+            let id = InputId::Static(self.index, self.statics.len());
+            let leaf = input(id, node);
+            self.statics.push(Static::Upper(id, Arc::clone(node)));
+            return Ok(Built {
+                plan: leaf,
+                delay_ms: 0,
+            });
+        }
+        if let Some(stage) = node.downcast_ref::<StageInputExec>() {
+            return Ok(Built {
+                plan: self.stage(stage, node)?,
+                delay_ms: 0,
+            });
+        }
+        if node.is::<RepartitionExec>()
+            || node.is::<CoalescePartitionsExec>()
+            || node.is::<SortPreservingMergeExec>()
+        {
+            let child = only_child(node)?;
+            let built = self.node(child, mode)?;
+            return Ok(Built {
+                plan: single(built.plan),
+                ..built
+            });
+        }
+        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+            return self.aggregate(node, aggregate, mode);
+        }
+        if let Some(join) = node.downcast_ref::<HashJoinExec>()
+            && join.children().into_iter().all(reads_stream)
+        {
+            return Err(Error::invalid(
+                "a join of two streams is not there yet: put one of them through a table, or aggregate both in Postgres",
+            ));
+        }
+        self.check(node, mode)?;
+        let mut delay_ms = 0;
+        let mut inputs = Vec::new();
+        for child in node.children() {
+            let built = self.node(child, mode)?;
+            delay_ms = built.delay_ms.max(delay_ms);
+            inputs.push(if node.is::<UnionExec>() || has_one_input(node) {
+                built.plan
+            } else {
+                single(built.plan)
+            });
+        }
+        let plan = rebuild(Arc::clone(node), inputs)?;
+        let plan = if node.is::<UnionExec>() {
+            single(plan)
+        } else {
+            plan
+        };
+        Ok(Built { plan, delay_ms })
+    }
+
+    fn stage(
+        &mut self,
+        leaf: &StageInputExec,
+        node: &Arc<dyn ExecutionPlan>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let stage = leaf.stage();
+        for broadcast in &stage.broadcasts {
+            if reads_stream(&broadcast.plan) {
+                return Err(Error::invalid(
+                    "a join would send a whole stream to every worker: join on equal keys, the stream with a table",
+                ));
+            }
+            self.statics.push(Static::Broadcast(Arc::clone(broadcast)));
+        }
+        let id = InputId::Tasks(self.index, self.stages.len());
+        let plan = self
+            .late
+            .filter(&stage.plan, self.index, self.late_column)?;
+        let stage = Stage {
+            id: stage.id,
+            plan,
+            broadcasts: stage.broadcasts.clone(),
+        };
+        self.stages.push((Arc::new(stage), id));
+        Ok(input(id, node))
+    }
+
+    fn aggregate(
+        &mut self,
+        node: &Arc<dyn ExecutionPlan>,
+        aggregate: &AggregateExec,
+        mode: OutputMode,
+    ) -> Result<Built> {
+        let window = window_of(aggregate)?;
+        let dedup = self.dedup(aggregate);
+        // The aggregate next to the stream decides: it comes last on the way down.
+        if let Some((column, spec)) = &window {
+            self.late = Late::Window(*spec);
+            self.late_column = LateColumn::Group(*column);
+        } else if let Some(name) = dedup.as_ref().and_then(|dedup| dedup.name.clone()) {
+            self.late = Late::Allowance(0);
+            self.late_column = LateColumn::Named(name);
+        }
+        let below = self.node(aggregate.input(), OutputMode::Append)?;
+        let op = format!("{}/{}", self.index, self.operators.len());
+        let template = rebuild(Arc::clone(node), vec![single(below.plan)])?;
+        self.operators.push(Operator {
+            id: op.clone(),
+            meaning: meaning(aggregate),
+        });
+        if let Some(dedup) = dedup {
+            let options = DedupOptions {
+                op,
+                query: self.index,
+                keys: (0..aggregate.group_expr().expr().len()).collect(),
+                event_time: dedup.event_time,
+                delay_ms: below.delay_ms,
+                ttl_ms: self.settings.state_ttl_ms,
+            };
+            return Ok(Built {
+                plan: Arc::new(StateDedupExec::new(template, options)?),
+                delay_ms: below.delay_ms,
+            });
+        }
+        let (expiry, delay_ms) = match window {
+            Some((column, spec)) => (
+                Expiry::Window {
+                    column,
+                    end: Arc::new(move |start| spec.end(start)),
+                },
+                below.delay_ms.saturating_add(spec.longest_ms()),
+            ),
+            None => match self.settings.state_ttl_ms {
+                Some(ttl) => (Expiry::Ttl(ttl), below.delay_ms),
+                None => (Expiry::Never, below.delay_ms),
+            },
+        };
+        let options = StateOptions {
+            op,
+            query: self.index,
+            mode,
+            expiry,
+            delay_ms: below.delay_ms,
+        };
+        let template = template
+            .downcast_ref::<AggregateExec>()
+            .ok_or_else(|| Error::internal("an aggregate became another node"))?;
+        Ok(Built {
+            plan: Arc::new(StateAggregateExec::new(template, options)?),
+            delay_ms,
+        })
+    }
+
+    /// What may stand above the cut of a stream: what looks at each row by itself, and what has the whole result.
+    fn check(&self, node: &Arc<dyn ExecutionPlan>, mode: OutputMode) -> Result<()> {
+        let row_by_row = node.is::<FilterExec>()
+            || node.is::<ProjectionExec>()
+            || node.is::<UnnestExec>()
+            || node.is::<UnionExec>()
+            || node.is::<essaim_common::windows::expand::WindowExpandExec>()
+            || node.name() == "CooperativeExec";
+        let joins_table = node.is::<HashJoinExec>()
+            || node.is::<CrossJoinExec>()
+            || node.is::<NestedLoopJoinExec>();
+        if row_by_row || joins_table {
+            return Ok(());
+        }
+        let needs_whole = node.is::<GlobalLimitExec>()
+            || node.is::<LocalLimitExec>()
+            || node
+                .downcast_ref::<SortExec>()
+                .is_some_and(|s| s.fetch().is_some());
+        if node.is::<SortExec>() && !needs_whole {
+            return Ok(());
+        }
+        if needs_whole && mode == OutputMode::Complete {
+            return Ok(());
+        }
+        if needs_whole {
+            return Err(Error::invalid(
+                "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result",
+            ));
+        }
+        Err(Error::invalid(format!(
+            "a stream cannot be read by {}: window functions (OVER), large sorts and merge joins need all rows at once; GROUP BY window(…) instead",
+            node.name()
+        )))
+    }
+
+    /// How an aggregate that only tells first rows apart does so; `None` for others.
+    fn dedup(&self, aggregate: &AggregateExec) -> Option<Dedup> {
+        if !is_dedup(aggregate) {
+            return None;
+        }
+        let times: Vec<String> = self
+            .sources
+            .values()
+            .filter_map(|source| {
+                let column = source.options().event_time?;
+                Some(source.schema().field(column).name().clone())
+            })
+            .collect();
+        let is_time = |expr: &Arc<dyn PhysicalExpr>| {
+            expr.downcast_ref::<Column>()
+                .is_some_and(|column| times.iter().any(|time| time == column.name()))
+        };
+        let groups = aggregate.group_expr().expr();
+        let grouped = groups.iter().position(|(expr, _)| is_time(expr));
+        let first = || {
+            let position = aggregate.aggr_expr().iter().position(|function| {
+                function.expressions().first().is_some_and(is_time)
+            });
+            position.map(|position| groups.len() + position)
+        };
+        let event_time = grouped.or_else(first);
+        Some(Dedup {
+            event_time,
+            name: event_time.and_then(|_| times.into_iter().next()),
+        })
+    }
+}
+
+/// How duplicates are told apart.
+struct Dedup {
+    /// The column of the aggregate's output with the event time.
+    event_time: Option<usize>,
+    /// Its name below.
+    name: Option<String>,
+}
+
+/// What the state of an aggregate means.
+fn meaning(aggregate: &AggregateExec) -> String {
+    let groups: Vec<_> = aggregate.group_expr().expr().iter().map(|(_, name)| name.clone()).collect();
+    let functions: Vec<_> = aggregate.aggr_expr().iter().map(|f| f.name().to_owned()).collect();
+    format!("{} by {}", functions.join(", "), groups.join(", "))
+}
+
+fn only_child(node: &Arc<dyn ExecutionPlan>) -> Result<&Arc<dyn ExecutionPlan>> {
+    node.children()
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::internal(format!("{} has no input", node.name())))
+}
+
+fn has_one_input(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.children().len() == 1
+}
+
+fn single(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    if plan.output_partitioning().partition_count() > 1 {
+        Arc::new(CoalescePartitionsExec::new(plan))
+    } else {
+        plan
+    }
+}
+
+/// The window that an aggregate groups by, with its position among the group columns.
+fn window_of(aggregate: &AggregateExec) -> Result<Option<(usize, WindowSpec)>> {
+    let schema = aggregate.schema();
+    let groups = aggregate.group_expr().expr().len();
+    for (column, field) in schema.fields().iter().take(groups).enumerate() {
+        if let Some(text) = field.metadata().get(WINDOW_KEY) {
+            return Ok(Some((column, text.parse()?)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an aggregate only tells which groups there are, or the first row of each: SELECT DISTINCT [ON].
+fn is_dedup(aggregate: &AggregateExec) -> bool {
+    !aggregate.group_expr().expr().is_empty()
+        && aggregate
+            .aggr_expr()
+            .iter()
+            .all(|function| function.fun().name() == "first_value")
+}
+
+/// What a query is made of, as far as its output mode depends on it.
+struct Shape {
+    aggregates: bool,
+    windowed: bool,
+}
+
+impl Shape {
+    fn of(plan: &Arc<dyn ExecutionPlan>) -> Self {
+        let mut found = Vec::new();
+        collect(plan, &mut found);
+        let counted = || found.iter().filter(|aggregate| !is_dedup(aggregate));
+        Self {
+            aggregates: counted().count() > 0,
+            windowed: counted()
+                .next()
+                .is_some_and(|aggregate| window_of(aggregate).is_ok_and(|w| w.is_some())),
+        }
+    }
+
+    fn mode(
+        &self,
+        wanted: Option<OutputMode>,
+        prefers_update: bool,
+        is_timed: bool,
+    ) -> Result<OutputMode> {
+        let closes = self.windowed && is_timed;
+        match wanted {
+            None if !self.aggregates => Ok(OutputMode::Append),
+            None if prefers_update => Ok(OutputMode::Update),
+            None if closes => Ok(OutputMode::Append),
+            None => Err(Error::invalid(
+                "the groups never become final, so there is nothing to append: write to a table with mode 'upsert' and a key, SET essaim.output_mode = 'update' or 'complete', or GROUP BY window(…) over the event_time of an UNBOUNDED table",
+            )),
+            Some(OutputMode::Append) if self.aggregates && !closes => Err(Error::invalid(
+                "output mode 'append' writes groups when they are final, and these never are: GROUP BY window(…) over a column that is the event_time of its table, or SET essaim.output_mode = 'update' or 'complete'",
+            )),
+            Some(OutputMode::Complete) if !self.aggregates => Err(Error::invalid(
+                "output mode 'complete' would keep every row of the stream: SET essaim.output_mode = 'append'",
+            )),
+            Some(mode) => Ok(mode),
+        }
+    }
+}
+
+/// The upper halves of the aggregates over streams, outermost first.
+fn collect<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a AggregateExec>) {
+    if !essaim_common::table::is_stream(plan) {
+        return;
+    }
+    if let Some(aggregate) = plan.downcast_ref::<AggregateExec>()
+        && *aggregate.mode() != AggregateMode::Partial
+    {
+        found.push(aggregate);
+    }
+    for child in plan.children() {
+        collect(child, found);
+    }
+}

@@ -1,0 +1,156 @@
+//! Streaming jobs on a real cluster: windows into Postgres, and nothing lost or repeated whatever dies.
+
+use anyhow::Result;
+use essaim_proto::v1::JobState;
+use essaim_tests::cluster::{Cluster, shared};
+use essaim_tests::kafka::Topic;
+use essaim_tests::postgres::Database;
+use essaim_tests::{SOON, unique, wait_for};
+use serde_json::json;
+
+const COLUMNS: &str = "id BIGINT, at TIMESTAMP, kind VARCHAR, amount BIGINT";
+
+/// A stream of events with the time in `at`.
+fn declare(topic: &Topic, options: &str) -> String {
+    format!(
+        "CREATE UNBOUNDED EXTERNAL TABLE events ({COLUMNS}) STORED AS KAFKA LOCATION '{}'
+         OPTIONS (format 'json', event_time 'at', watermark_delay '10 seconds'{options});\n",
+        topic.location()
+    )
+}
+
+/// Event number `n`: one a second from 2026-01-01 on.
+fn event(n: i64) -> String {
+    let at = 1_767_225_600_000_i64 + n * 1000;
+    json!({"id": n, "at": at, "kind": format!("kind {}", n % 5), "amount": n}).to_string()
+}
+
+async fn produce(topic: &Topic, from: i64, to: i64) -> Result<()> {
+    topic.produce((from..to).map(event)).await?;
+    Ok(())
+}
+
+/// Waits until a query of the database yields this text.
+async fn until(database: &Database, sql: &str, wanted: &str) -> Result<()> {
+    let mut last = String::new();
+    let outcome = wait_for(&format!("{sql} = {wanted}"), SOON, async || {
+        last = database.value(sql).await.unwrap_or_else(|e| e.to_string());
+        Ok((last == wanted).then_some(()))
+    })
+    .await;
+    outcome.map_err(|e| e.context(format!("it is {last}")))
+}
+
+#[tokio::test]
+async fn windows_are_updated_in_postgres_as_rows_come() -> Result<()> {
+    let topic = Topic::create(3).await?;
+    let database = Database::create().await?;
+    produce(&topic, 0, 1000).await?;
+    let sql = [
+        declare(&topic, ""),
+        database.declare(
+            "per_minute",
+            "per_minute",
+            ", mode 'upsert', key 'window_start,kind'",
+        ),
+        "SET essaim.trigger = '100 milliseconds';
+         INSERT INTO per_minute
+           SELECT window_start, window_end, kind, count(*) AS events, sum(amount) AS total
+           FROM events GROUP BY window(at, INTERVAL '1 minute'), kind;"
+            .to_owned(),
+    ]
+    .concat();
+    let client = shared().await?.client().await?;
+    let name = unique("stream");
+    let job = client.submit(&sql, &name).await?;
+    until(
+        &database,
+        "SELECT coalesce(sum(events), 0) FROM per_minute",
+        "1000",
+    )
+    .await?;
+    produce(&topic, 1000, 1500).await?;
+    until(&database, "SELECT sum(events) FROM per_minute", "1500").await?;
+    let total: i64 = (0..1500).sum();
+    until(
+        &database,
+        "SELECT sum(total) FROM per_minute",
+        &total.to_string(),
+    )
+    .await?;
+    let windows = database
+        .value("SELECT count(DISTINCT window_start) FROM per_minute")
+        .await?;
+    assert_eq!(windows, "25");
+    let wrong =
+        "SELECT count(*) FROM per_minute WHERE window_end - window_start <> interval '1 minute'";
+    assert_eq!(database.value(wrong).await?, "0");
+    client.cancel(&job).await?;
+    assert_eq!(client.wait_job(&job).await?.state(), JobState::Cancelled);
+    Ok(())
+}
+
+#[tokio::test]
+async fn appended_windows_are_written_once_when_they_close() -> Result<()> {
+    let topic = Topic::create(2).await?;
+    let database = Database::create().await?;
+    produce(&topic, 0, 600).await?;
+    let sql = [
+        declare(&topic, ""),
+        database.declare("closed", "closed", ""),
+        "INSERT INTO closed
+           SELECT window_start, count(*) AS events
+           FROM events GROUP BY window(at, INTERVAL '1 minute');"
+            .to_owned(),
+    ]
+    .concat();
+    let client = shared().await?.client().await?;
+    let job = client.submit(&sql, &unique("append")).await?;
+    // The last event is at 599 s, the watermark 10 s behind: nine minutes are over.
+    until(&database, "SELECT count(*) FROM closed", "9").await?;
+    produce(&topic, 600, 700).await?;
+    until(&database, "SELECT count(*) FROM closed", "11").await?;
+    let wrong = "SELECT count(*) FROM closed WHERE events <> 60";
+    assert_eq!(database.value(wrong).await?, "0");
+    client.cancel(&job).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_master_goes_on_where_it_was() -> Result<()> {
+    let topic = Topic::create(4).await?;
+    let database = Database::create().await?;
+    let mut cluster = Cluster::start(2, 2).await?;
+    let sql = [
+        declare(&topic, ", max_offsets_per_trigger '500'"),
+        database.declare(
+            "per_minute",
+            "per_minute",
+            ", mode 'upsert', key 'window_start,kind'",
+        ),
+        database.declare("raw", "raw", ""),
+        "INSERT INTO per_minute
+           SELECT window_start, kind, count(*) AS events, sum(amount) AS total
+           FROM events GROUP BY window(at, INTERVAL '1 minute'), kind;
+         INSERT INTO raw SELECT id, kind FROM events WHERE amount % 2 = 0;"
+            .to_owned(),
+    ]
+    .concat();
+    produce(&topic, 0, 5000).await?;
+    let client = cluster.client().await?;
+    let job = client.submit(&sql, &unique("kill")).await?;
+    until(&database, "SELECT sum(events) >= 1000 FROM per_minute", "t").await?;
+    cluster.kill_master();
+    cluster.restart_master().await?;
+    cluster.kill_worker(0);
+    produce(&topic, 5000, 8000).await?;
+    until(&database, "SELECT sum(events) FROM per_minute", "8000").await?;
+    until(&database, "SELECT count(*) FROM raw", "4000").await?;
+    assert_eq!(
+        database.value("SELECT count(DISTINCT id) FROM raw").await?,
+        "4000"
+    );
+    let client = cluster.client().await?;
+    client.cancel(&job).await?;
+    cluster.stop().await
+}
