@@ -7,6 +7,7 @@ mod store;
 
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobRecord, JobState, now_ms};
+use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
 use essaim_common::{Error, Result};
 use parking_lot::Mutex;
@@ -58,6 +59,19 @@ impl Jobs {
             known: Mutex::new(known),
         };
         Ok((jobs, open))
+    }
+
+    /// Where the master keeps what must outlive it.
+    pub fn state_dir(&self) -> &Arc<StateDir> {
+        self.store.dir()
+    }
+
+    /// Whether this master still owns the state dir.
+    ///
+    /// # Errors
+    /// Another master has taken it over (`Invalid`); it is out of reach (`Unavailable`).
+    pub async fn check_fence(&self) -> Result<()> {
+        self.store.check_fence().await
     }
 
     /// Takes in a job and stores it.
