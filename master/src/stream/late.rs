@@ -82,7 +82,7 @@ impl Late {
             .children()
             .into_iter()
             .map(|input| {
-                let filter = LateFilterExec::new(query, column, until, Arc::clone(input));
+                let filter = LateFilterExec::new(Arc::clone(input), query, column, until);
                 Arc::new(filter) as Arc<dyn ExecutionPlan>
             })
             .collect();
