@@ -133,3 +133,29 @@ async fn claim(dir: &StateDir) -> Result<u64> {
     }
     Ok(master)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use essaim_common::ErrorKind;
+
+    #[tokio::test]
+    async fn an_old_master_writes_no_job_once_another_has_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = folder.path().to_str().unwrap();
+        let old = Store::open(url).await.unwrap();
+        let job = JobRecord::new("id".to_owned(), "name".to_owned(), "SELECT 1".to_owned());
+        old.save(&job).await.unwrap();
+        // Also when its own claim has been removed by those after it.
+        for _ in 0..4 {
+            let new = Store::open(url).await.unwrap();
+            new.save(&job).await.unwrap();
+            let error = old.save(&job).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains("another master"), "{error}");
+            assert_eq!(new.load().await.unwrap().len(), 1);
+        }
+        let claims = old.dir().list("masters").await.unwrap();
+        assert_eq!(claims.len(), CLAIMS_KEPT);
+    }
+}

@@ -13,6 +13,8 @@
 mod frame;
 mod names;
 mod restore;
+#[cfg(test)]
+mod tests;
 
 use crate::jobs::state_dir::StateDir;
 use crate::stream::checkpoint::frame::{Kind, Parts};
