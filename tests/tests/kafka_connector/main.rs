@@ -6,5 +6,6 @@ mod offsets;
 mod round_trip;
 mod sink;
 mod streaming;
+mod stream_sink;
 mod support;
 mod transactions;
