@@ -400,3 +400,6 @@ fn surplus(
     let count = ended.len().saturating_sub(kept);
     ended.into_iter().take(count).map(|(_, id)| id).collect()
 }
+
+#[cfg(test)]
+mod tests;

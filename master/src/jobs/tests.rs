@@ -1,0 +1,339 @@
+//! Names, restarts and the forgetting of jobs, on a state dir of their own.
+
+use super::*;
+use crate::jobs::model::{EpochProgress, MAX_EPOCHS_KEPT, QueryProgress, SourceProgress};
+use futures::FutureExt;
+
+struct Catalogue {
+    jobs: Jobs,
+    dir: tempfile::TempDir,
+}
+
+impl Catalogue {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (jobs, open) = Jobs::open(dir.path().to_str().unwrap()).await.unwrap();
+        assert!(open.is_empty());
+        Self { jobs, dir }
+    }
+
+    /// The catalogue as the next master on the state dir has it, and the jobs that had not ended.
+    async fn restarted(&self) -> (Jobs, Vec<Arc<JobHandle>>) {
+        Jobs::open(self.dir.path().to_str().unwrap()).await.unwrap()
+    }
+
+    async fn submit(&self, name: &str, sql: &str, kind: JobKind) -> Result<Arc<JobHandle>> {
+        let submission = Submission {
+            name: name.to_owned(),
+            sql: sql.to_owned(),
+            kind,
+            from_scratch: false,
+        };
+        self.jobs.submit(submission).await
+    }
+
+    async fn stream(&self, name: &str, sql: &str) -> Result<Arc<JobHandle>> {
+        self.submit(name, sql, JobKind::Streaming).await
+    }
+
+    /// A streaming job that ran, was accepted, and ended in `state`.
+    async fn ended(&self, name: &str, sql: &str, state: JobState) -> Arc<JobHandle> {
+        let job = self.stream(name, sql).await.unwrap();
+        self.jobs.begin(&job).await.unwrap();
+        self.jobs.accept(&job).await.unwrap();
+        self.jobs.advance(&job, state, "as the test says").await;
+        job
+    }
+}
+
+fn epoch(number: u64) -> EpochProgress {
+    let source = SourceProgress {
+        lost: 1,
+        ..SourceProgress::default()
+    };
+    let query = QueryProgress {
+        output_rows: 2,
+        late_rows: 3,
+        ..QueryProgress::default()
+    };
+    EpochProgress {
+        epoch: number,
+        input_rows: 10,
+        sources: vec![source],
+        queries: vec![query.clone(), query],
+        ..EpochProgress::default()
+    }
+}
+
+fn numbers(job: &JobHandle, after: Option<u64>, limit: usize) -> Vec<u64> {
+    let epochs = job.epochs(after, limit);
+    epochs.iter().map(|epoch| epoch.epoch).collect()
+}
+
+#[tokio::test]
+async fn a_streaming_job_that_has_ended_is_taken_up_again_by_its_name() {
+    let catalogue = Catalogue::new().await;
+    for state in [
+        JobState::Stopped,
+        JobState::Cancelled,
+        JobState::Failed,
+        JobState::Succeeded,
+    ] {
+        let name = format!("{state:?}");
+        let first = catalogue.ended(&name, "old", state).await;
+        first.record_epoch(epoch(1));
+        let second = catalogue.stream(&name, "new").await.unwrap();
+        assert_eq!(second.id(), first.id());
+        assert_eq!(catalogue.jobs.begin(&second).await.unwrap(), 2);
+        second.read(|record| {
+            assert_eq!(record.state, JobState::Running);
+            assert_eq!((record.sql.as_str(), record.message.as_str()), ("new", ""));
+            assert_eq!(record.totals.epochs, 1);
+        });
+        // Who looked at the ended job still sees its end.
+        assert_eq!(first.read(|record| record.state), state);
+    }
+}
+
+#[tokio::test]
+async fn the_name_of_a_streaming_job_that_has_not_ended_is_refused() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue.stream("toots", "sql").await.unwrap();
+    for _ in 0..2 {
+        let error = catalogue.stream("toots", "sql").await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(&job.id()) && text.contains("essaim stop toots"),
+            "{text}"
+        );
+        catalogue.jobs.begin(&job).await.unwrap();
+    }
+    catalogue.stream("boosts", "sql").await.unwrap();
+    catalogue
+        .submit("toots", "sql", JobKind::Batch)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_job_from_scratch_takes_the_name_over() {
+    let catalogue = Catalogue::new().await;
+    let first = catalogue.ended("toots", "old", JobState::Stopped).await;
+    let submission = Submission {
+        name: "toots".to_owned(),
+        sql: "new".to_owned(),
+        kind: JobKind::Streaming,
+        from_scratch: true,
+    };
+    let second = catalogue.jobs.submit(submission.clone()).await.unwrap();
+    assert_ne!(second.id(), first.id());
+    assert_eq!(catalogue.jobs.find("toots").unwrap().id(), second.id());
+    assert_eq!(catalogue.jobs.begin(&second).await.unwrap(), 1);
+    // It has not ended: it is not pushed aside either.
+    assert!(catalogue.jobs.submit(submission).await.is_err());
+    let state = JobState::Stopped;
+    catalogue.jobs.advance(&second, state, "").await;
+    let third = catalogue.stream("toots", "newer").await.unwrap();
+    assert_eq!(third.id(), second.id());
+}
+
+#[tokio::test]
+async fn jobs_without_a_name_are_not_taken_for_each_other() {
+    let catalogue = Catalogue::new().await;
+    let first = catalogue.ended("", "old", JobState::Stopped).await;
+    let second = catalogue.stream("", "new").await.unwrap();
+    assert_ne!(second.id(), first.id());
+    // But an id is a name.
+    let again = catalogue.stream(&first.id(), "newer").await.unwrap();
+    assert_eq!(again.id(), first.id());
+}
+
+#[tokio::test]
+async fn sql_that_does_not_fit_the_checkpoint_gives_way_to_the_sql_before() {
+    let catalogue = Catalogue::new().await;
+    catalogue.ended("toots", "good", JobState::Stopped).await;
+    let refused = catalogue.stream("toots", "bad").await.unwrap();
+    catalogue.jobs.begin(&refused).await.unwrap();
+    let message = "the state is of other SQL";
+    catalogue
+        .jobs
+        .advance(&refused, JobState::Failed, message)
+        .await;
+    assert_eq!(refused.read(|record| record.sql.clone()), "good");
+
+    // The same if the master dies in between.
+    catalogue.stream("toots", "bad").await.unwrap();
+    let (jobs, open) = catalogue.restarted().await;
+    assert_eq!(open[0].read(|record| record.sql.clone()), "bad");
+    jobs.advance(&open[0], JobState::Failed, message).await;
+    assert_eq!(open[0].read(|record| record.sql.clone()), "good");
+}
+
+#[tokio::test]
+async fn sql_that_was_accepted_stays_when_the_job_fails() {
+    let catalogue = Catalogue::new().await;
+    catalogue.ended("toots", "old", JobState::Stopped).await;
+    let job = catalogue.ended("toots", "new", JobState::Failed).await;
+    assert_eq!(job.read(|record| record.sql.clone()), "new");
+    let (jobs, _) = catalogue.restarted().await;
+    let stored = jobs.find("toots").unwrap();
+    assert_eq!(stored.read(|record| record.sql.clone()), "new");
+}
+
+#[tokio::test]
+async fn a_restarted_master_knows_generation_totals_and_the_wish_to_stop() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue.stream("toots", "sql").await.unwrap();
+    catalogue.jobs.begin(&job).await.unwrap();
+    job.record_epoch(epoch(1));
+    assert!(!job.is_stop_requested());
+    assert!(job.stop_requested().now_or_never().is_none());
+    let found = catalogue.jobs.stop(&job).await.unwrap();
+    assert_eq!(found, JobState::Running);
+    job.stop_requested().await;
+
+    let (jobs, open) = catalogue.restarted().await;
+    let taken_up = &open[0];
+    taken_up.read(|record| {
+        assert_eq!((record.kind, record.generation), (JobKind::Streaming, 1));
+        assert_eq!(record.totals.input_rows, 10);
+        assert!(record.epochs.is_empty());
+    });
+    assert!(taken_up.is_stop_requested());
+    assert_eq!(jobs.begin(taken_up).await.unwrap(), 2);
+    jobs.advance(taken_up, JobState::Stopped, "").await;
+    // The wish is fulfilled.
+    let submission = Submission {
+        name: "toots".to_owned(),
+        sql: "sql".to_owned(),
+        kind: JobKind::Streaming,
+        from_scratch: false,
+    };
+    assert!(!jobs.submit(submission).await.unwrap().is_stop_requested());
+}
+
+#[tokio::test]
+async fn a_batch_job_is_not_stopped_and_one_that_has_ended_stays_as_it_was() {
+    let catalogue = Catalogue::new().await;
+    let batch = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
+    let error = catalogue.jobs.stop(&batch).await.unwrap_err();
+    assert!(error.to_string().contains("essaim cancel"), "{error}");
+    assert!(!batch.is_stop_requested());
+    let ended = catalogue.ended("s", "sql", JobState::Cancelled).await;
+    let found = catalogue.jobs.stop(&ended).await.unwrap();
+    assert_eq!(found, JobState::Cancelled);
+}
+
+#[tokio::test]
+async fn a_generation_that_cannot_be_stored_does_not_begin() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue.stream("toots", "sql").await.unwrap();
+    // A file in the place of the folder.
+    std::fs::remove_dir_all(catalogue.dir.path().join("jobs")).unwrap();
+    std::fs::write(catalogue.dir.path().join("jobs"), "").unwrap();
+    assert!(catalogue.jobs.begin(&job).await.is_err());
+}
+
+#[tokio::test]
+async fn the_handle_of_an_earlier_run_does_not_overwrite_the_stored_job() {
+    let catalogue = Catalogue::new().await;
+    let first = catalogue.ended("toots", "old", JobState::Stopped).await;
+    let second = catalogue.stream("toots", "new").await.unwrap();
+    catalogue.jobs.save(&first).await.unwrap();
+    let (_, open) = catalogue.restarted().await;
+    assert_eq!(open[0].id(), second.id());
+}
+
+#[tokio::test]
+async fn a_job_that_was_taken_up_again_is_listed_as_the_newest() {
+    let catalogue = Catalogue::new().await;
+    let stream = catalogue.ended("toots", "old", JobState::Stopped).await;
+    // Times of submission are whole milliseconds.
+    stream.update(|record| record.submitted_ms -= 2);
+    let batch = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
+    batch.update(|record| record.submitted_ms -= 1);
+    let first = |jobs: Vec<Arc<JobHandle>>| jobs[0].id();
+    assert_eq!(first(catalogue.jobs.list(10)), batch.id());
+    catalogue.stream("toots", "new").await.unwrap();
+    assert_eq!(first(catalogue.jobs.list(1)), stream.id());
+}
+
+#[tokio::test]
+async fn only_a_forgotten_streaming_job_loses_its_checkpoint() {
+    let catalogue = Catalogue::new().await;
+    let removed = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&removed);
+    catalogue.jobs.on_forget(move |id| {
+        noted.lock().push(id);
+        async {}.boxed()
+    });
+    // The one that was submitted first ended last.
+    let late = catalogue.stream("late", "sql").await.unwrap();
+    let early = catalogue.ended("early", "sql", JobState::Stopped).await;
+    early.update(|record| record.ended_ms = 1);
+    {
+        let mut known = catalogue.jobs.known.lock();
+        for kind in [JobKind::Batch, JobKind::Streaming] {
+            for _ in 1..MAX_ENDED_JOBS {
+                let job = new_job(String::new(), String::new(), kind);
+                job.update(|record| {
+                    record.state = JobState::Succeeded;
+                    record.ended_ms = 2;
+                });
+                let entry = Entry { job, stored: true };
+                known.insert(entry.job.id(), entry);
+            }
+        }
+    }
+    let batch = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
+    let state = JobState::Succeeded;
+    catalogue.jobs.advance(&batch, state, "").await;
+    assert!(removed.lock().is_empty());
+    catalogue.jobs.advance(&late, JobState::Stopped, "").await;
+    assert_eq!(*removed.lock(), [early.id()]);
+    assert!(catalogue.jobs.find("early").is_err());
+    let stored = catalogue
+        .dir
+        .path()
+        .join(format!("jobs/{}.json", early.id()));
+    assert!(!stored.exists());
+    assert_eq!(catalogue.jobs.find("late").unwrap().id(), late.id());
+}
+
+#[test]
+fn the_last_epochs_are_kept_and_all_are_counted() {
+    let job = new_job("toots".to_owned(), String::new(), JobKind::Streaming);
+    let mut changes = job.watch();
+    changes.mark_unchanged();
+    let last = MAX_EPOCHS_KEPT as u64 + 5;
+    for number in 1..=last {
+        job.record_epoch(epoch(number));
+    }
+    assert!(changes.has_changed().unwrap());
+    let all = numbers(&job, None, usize::MAX);
+    assert_eq!((all.len(), all[0]), (MAX_EPOCHS_KEPT, 6));
+    assert_eq!(numbers(&job, None, 2), [last - 1, last]);
+    assert_eq!(numbers(&job, Some(last - 3), 2), [last - 1, last]);
+    assert_eq!(numbers(&job, Some(last - 1), 2), [last]);
+    assert!(numbers(&job, Some(last), 2).is_empty());
+    job.read(|record| {
+        let totals = record.totals;
+        assert_eq!((totals.epochs, totals.input_rows), (last, 10 * last));
+        assert_eq!((totals.output_rows, totals.late_rows), (4 * last, 6 * last));
+        assert_eq!(totals.lost, last);
+        let shown = record.to_proto(false);
+        assert_eq!(shown.last_epoch.unwrap().epoch, last);
+    });
+    // A generation that begins behind the last stored epoch.
+    job.record_epoch(epoch(last - 1));
+    assert_eq!(numbers(&job, None, 2), [last - 2, last - 1]);
+}
+
+#[test]
+fn a_record_of_an_earlier_version_is_a_batch_job() {
+    let stored = r#"{"id":"1","name":"n","sql":"s","state":"running","message":"","submitted_ms":1,
+        "started_ms":2,"ended_ms":0,"generation":1}"#;
+    let record: JobRecord = serde_json::from_str(stored).unwrap();
+    assert_eq!(record.kind, JobKind::Batch);
+    assert!(record.to_proto(true).totals.is_none());
+}
