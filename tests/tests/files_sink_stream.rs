@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
 
+#[path = "files_sink_stream/plan.rs"]
+mod plan;
 #[path = "files_sink_stream/store.rs"]
 mod store;
 
@@ -357,7 +359,10 @@ async fn a_local_folder_holds_one_parquet_file_an_epoch() -> Result<()> {
     assert_eq!(master.begin().await?, None);
     for epoch in [0, 1, 4] {
         master.commit(epoch, rows(epoch)).await?;
-        assert_eq!(master.commit(epoch, rows(9)).await?, values(epoch).len() as u64);
+        assert_eq!(
+            master.commit(epoch, rows(9)).await?,
+            values(epoch).len() as u64
+        );
     }
     let mut found = Vec::new();
     let mut files = 0;
@@ -456,7 +461,10 @@ async fn a_growing_file_is_cut_back_and_one_that_was_changed_is_refused() -> Res
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Data);
-    assert!(error.to_string().contains("somebody has changed it"), "{error}");
+    assert!(
+        error.to_string().contains("somebody has changed it"),
+        "{error}"
+    );
 
     let foreign = folder.path().join("foreign.csv");
     std::fs::write(&foreign, "a,b\n")?;

@@ -48,7 +48,11 @@ async fn windows_are_updated_in_postgres_as_rows_come() -> Result<()> {
     produce(&topic, 0, 1000).await?;
     let sql = [
         declare(&topic, ""),
-        database.declare("per_minute", "per_minute", ", mode 'upsert', key 'window_start,kind'"),
+        database.declare(
+            "per_minute",
+            "per_minute",
+            ", mode 'upsert', key 'window_start,kind'",
+        ),
         "SET essaim.trigger = '100 milliseconds';
          INSERT INTO per_minute
            SELECT window_start, window_end, kind, count(*) AS events, sum(amount) AS total
@@ -59,14 +63,27 @@ async fn windows_are_updated_in_postgres_as_rows_come() -> Result<()> {
     let client = shared().await?.client().await?;
     let name = unique("stream");
     let job = client.submit(&sql, &name).await?;
-    until(&database, "SELECT coalesce(sum(events), 0) FROM per_minute", "1000").await?;
+    until(
+        &database,
+        "SELECT coalesce(sum(events), 0) FROM per_minute",
+        "1000",
+    )
+    .await?;
     produce(&topic, 1000, 1500).await?;
     until(&database, "SELECT sum(events) FROM per_minute", "1500").await?;
     let total: i64 = (0..1500).sum();
-    until(&database, "SELECT sum(total) FROM per_minute", &total.to_string()).await?;
-    let windows = database.value("SELECT count(DISTINCT window_start) FROM per_minute").await?;
+    until(
+        &database,
+        "SELECT sum(total) FROM per_minute",
+        &total.to_string(),
+    )
+    .await?;
+    let windows = database
+        .value("SELECT count(DISTINCT window_start) FROM per_minute")
+        .await?;
     assert_eq!(windows, "25");
-    let wrong = "SELECT count(*) FROM per_minute WHERE window_end - window_start <> interval '1 minute'";
+    let wrong =
+        "SELECT count(*) FROM per_minute WHERE window_end - window_start <> interval '1 minute'";
     assert_eq!(database.value(wrong).await?, "0");
     client.cancel(&job).await?;
     assert_eq!(client.wait_job(&job).await?.state(), JobState::Cancelled);
@@ -106,7 +123,11 @@ async fn a_killed_master_goes_on_where_it_was() -> Result<()> {
     let mut cluster = Cluster::start(2, 2).await?;
     let sql = [
         declare(&topic, ", max_offsets_per_trigger '500'"),
-        database.declare("per_minute", "per_minute", ", mode 'upsert', key 'window_start,kind'"),
+        database.declare(
+            "per_minute",
+            "per_minute",
+            ", mode 'upsert', key 'window_start,kind'",
+        ),
         database.declare("raw", "raw", ""),
         "INSERT INTO per_minute
            SELECT window_start, kind, count(*) AS events, sum(amount) AS total
@@ -125,7 +146,10 @@ async fn a_killed_master_goes_on_where_it_was() -> Result<()> {
     produce(&topic, 5000, 8000).await?;
     until(&database, "SELECT sum(events) FROM per_minute", "8000").await?;
     until(&database, "SELECT count(*) FROM raw", "4000").await?;
-    assert_eq!(database.value("SELECT count(DISTINCT id) FROM raw").await?, "4000");
+    assert_eq!(
+        database.value("SELECT count(DISTINCT id) FROM raw").await?,
+        "4000"
+    );
     let client = cluster.client().await?;
     client.cancel(&job).await?;
     cluster.stop().await

@@ -7,6 +7,7 @@ use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
+use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result};
@@ -238,6 +239,9 @@ fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
             let known = done.event_times.entry(partition).or_insert(time);
             *known = time.max(*known);
         }
+    }
+    if let Some(filter) = plan.downcast_ref::<LateFilterExec>() {
+        *done.late_rows.entry(filter.query()).or_default() += filter.late_rows() as u64;
     }
 }
 

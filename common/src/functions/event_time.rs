@@ -176,15 +176,14 @@ fn gap(literals: &[&ScalarValue]) -> Result<i64> {
     }
 }
 
-fn each(
-    times: &ColumnarValue,
-    f: impl Fn(&ArrayRef) -> Result<ArrayRef>,
-) -> Result<ColumnarValue> {
+fn each(times: &ColumnarValue, f: impl Fn(&ArrayRef) -> Result<ArrayRef>) -> Result<ColumnarValue> {
     match times {
         ColumnarValue::Array(times) => Ok(ColumnarValue::Array(f(times)?)),
         ColumnarValue::Scalar(time) => {
             let times = f(&time.to_array()?)?;
-            Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&times, 0)?))
+            Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(
+                &times, 0,
+            )?))
         }
     }
 }

@@ -4,7 +4,7 @@
 //! window holds all or nothing: rows are first aggregated by pane, then each pane goes into every window that holds it.
 
 use crate::error::{Error, Result};
-use arrow::array::{Array, ArrayRef, AsArray, ArrowPrimitiveType, PrimitiveArray};
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray};
 use arrow::compute::kernels::cast_utils::parse_interval_month_day_nano;
 use arrow::datatypes::{
     DataType, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
@@ -98,17 +98,17 @@ impl WindowSpec {
         self.size == self.slide
     }
 
-    /// The most windows that hold one time.
-    pub fn max_windows(&self) -> usize {
-        usize::try_from((self.size - 1) / self.slide + 1).unwrap_or(usize::MAX)
-    }
-
-    /// The size in ms, for months the longest that they can be.
+    /// The longest that one window can be, ms.
     pub fn longest_ms(&self) -> i64 {
         match self.unit {
             Unit::Millis => self.size,
             Unit::Months => self.size.saturating_mul(31 * DAY_MS),
         }
+    }
+
+    /// The most windows that hold one time.
+    pub fn max_windows(&self) -> usize {
+        usize::try_from((self.size - 1) / self.slide + 1).unwrap_or(usize::MAX)
     }
 
     /// The start of the pane that holds a time, ms. `None`: out of the calendar's range.
@@ -164,7 +164,9 @@ impl WindowSpec {
             let pane = scale.exact(gcd(self.size, self.slide))?;
             return map(times, |time| floor(time, pane));
         }
-        map(times, |time| scale.from_ms(self.pane_start(scale.ms(time)?)?))
+        map(times, |time| {
+            scale.from_ms(self.pane_start(scale.ms(time)?)?)
+        })
     }
 
     /// The ends of the windows that start at `starts`, of the same type.
@@ -396,8 +398,12 @@ pub(crate) fn map(times: &dyn Array, f: impl Fn(i64) -> Option<i64>) -> Result<A
     }
     match times.data_type() {
         DataType::Timestamp(TimeUnit::Second, _) => typed::<TimestampSecondType>(times, f),
-        DataType::Timestamp(TimeUnit::Millisecond, _) => typed::<TimestampMillisecondType>(times, f),
-        DataType::Timestamp(TimeUnit::Microsecond, _) => typed::<TimestampMicrosecondType>(times, f),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            typed::<TimestampMillisecondType>(times, f)
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            typed::<TimestampMicrosecondType>(times, f)
+        }
         DataType::Timestamp(TimeUnit::Nanosecond, _) => typed::<TimestampNanosecondType>(times, f),
         other => Err(Error::internal(format!("{other} is no timestamp"))),
     }
@@ -452,9 +458,18 @@ mod tests {
             }
             // The neighbours of the first and the last do not hold it.
             let last = windows[0];
-            assert!(spec.windows(spec.pane_start(last.1).unwrap()).last().unwrap().0 > windows.last().unwrap().0);
+            assert!(
+                spec.windows(spec.pane_start(last.1).unwrap())
+                    .last()
+                    .unwrap()
+                    .0
+                    > windows.last().unwrap().0
+            );
             assert_eq!(spec.last_end(time), Some(last.1));
-            assert_eq!(spec.windows(spec.pane_start(time).unwrap()).next(), Some(last));
+            assert_eq!(
+                spec.windows(spec.pane_start(time).unwrap()).next(),
+                Some(last)
+            );
         }
     }
 
@@ -462,8 +477,14 @@ mod tests {
     fn a_time_is_late_when_its_last_window_has_closed() {
         for (spec, watermark) in cases() {
             let first = spec.first_open(watermark);
-            assert!(spec.last_end(first).unwrap() > watermark, "{spec} {watermark}");
-            assert!(spec.last_end(first - 1).unwrap() <= watermark, "{spec} {watermark}");
+            assert!(
+                spec.last_end(first).unwrap() > watermark,
+                "{spec} {watermark}"
+            );
+            assert!(
+                spec.last_end(first - 1).unwrap() <= watermark,
+                "{spec} {watermark}"
+            );
         }
         let hour = WindowSpec::millis(3_600_000, 60_000).unwrap();
         assert_eq!(hour.first_open(i64::MIN), i64::MIN);
@@ -476,11 +497,16 @@ mod tests {
     fn months_follow_the_calendar() {
         let ms = |text: &str| {
             let date: NaiveDate = text.parse().unwrap();
-            date.and_hms_opt(0, 0, 0).unwrap().and_utc().timestamp_millis()
+            date.and_hms_opt(0, 0, 0)
+                .unwrap()
+                .and_utc()
+                .timestamp_millis()
         };
         let quarter = WindowSpec::months(3, 1).unwrap();
         let leap_day = ms("2024-02-29") + DAY - 1;
-        let windows: Vec<_> = quarter.windows(quarter.pane_start(leap_day).unwrap()).collect();
+        let windows: Vec<_> = quarter
+            .windows(quarter.pane_start(leap_day).unwrap())
+            .collect();
         assert_eq!(
             windows,
             [

@@ -93,11 +93,12 @@ pub fn assign_sessions(
         session_ends.extend(std::iter::repeat_n(end, count));
         rest = &rest[count..];
     }
-    let mut values = take_arrays(rows.columns(), &arrow::array::UInt32Array::from(order), None)?;
-    for (column, times) in [
-        (columns.start, session_starts),
-        (columns.end, session_ends),
-    ] {
+    let mut values = take_arrays(
+        rows.columns(),
+        &arrow::array::UInt32Array::from(order),
+        None,
+    )?;
+    for (column, times) in [(columns.start, session_starts), (columns.end, session_ends)] {
         values[column] = cast(&Int64Array::from(times), schema.field(column).data_type())?;
     }
     Ok(RecordBatch::try_new(Arc::clone(schema), values)?)

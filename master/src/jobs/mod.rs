@@ -8,6 +8,7 @@ mod store;
 
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobKind, JobRecord, JobState, now_ms};
+use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
 use essaim_common::{Error, Result};
 use futures::future::BoxFuture;
@@ -107,6 +108,11 @@ impl Jobs {
             remove_checkpoint: OnceLock::new(),
         };
         Ok((jobs, open))
+    }
+
+    /// Where jobs and checkpoints are kept.
+    pub(crate) fn state_dir(&self) -> &Arc<StateDir> {
+        self.store.dir()
     }
 
     /// Names what removes the checkpoint of a streaming job, given its id, when the job is forgotten. Only the first

@@ -1,7 +1,7 @@
 //! EXPLAIN: which way a query takes and why, its stages, their splits, and what was pushed down.
 
-use crate::stream;
 use crate::plan::{Execution, Planner, Query, exchange};
+use crate::stream;
 use arrow::array::{RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::memory::MemorySourceConfig;

@@ -12,9 +12,9 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::execute_stream;
 use essaim_common::stream::OutputMode;
 use essaim_common::{Error, Result};
 use futures::future::join_all;
@@ -75,9 +75,7 @@ impl Finisher {
             .map(|(operator, delta)| Ok((operator.clone(), delta.encode()?)))
             .collect::<Result<Vec<_>>>()?;
         self.states.apply(&pending)?;
-        epoch
-            .durations_ms
-            .insert("process".to_owned(), ms(started));
+        epoch.durations_ms.insert("process".to_owned(), ms(started));
         self.check_size()?;
         let waited = Instant::now();
         let mut progress = self.progress(epoch, &written);
@@ -238,9 +236,8 @@ async fn run(
     let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
     let written = insert.sink.commit(epoch, rows).await.map_err(named)?;
     // A sink that found the epoch committed has read nothing; the operators must have come to their ends all the same.
-    let mut rest = rest.lock_arc();
-    while let Some(batch) = rest.next().await {
-        batch.map_err(|e| named(e.into()))?;
+    if let Some(rest) = Arc::into_inner(rest) {
+        drain(&mut rest.into_inner()).await.map_err(named)?;
     }
     Ok((insert.index, written))
 }

@@ -30,7 +30,7 @@ pub enum InputId {
 
 /// Rows of an input.
 #[derive(Debug)]
-pub enum Input {
+pub(crate) enum Input {
     /// One spool a task. Read once.
     Spools(Vec<Spool>),
     /// In memory.
@@ -43,7 +43,7 @@ pub struct Inputs(Mutex<HashMap<InputId, Input>>);
 
 impl Inputs {
     /// Adds an input. One that is not added is empty.
-    pub fn put(&self, id: InputId, input: Input) {
+    pub(crate) fn put(&self, id: InputId, input: Input) {
         self.0.lock().insert(id, input);
     }
 
@@ -134,9 +134,9 @@ impl ExecutionPlan for InputExec {
             .get_extension::<Inputs>()
             .ok_or_else(|| Error::internal("an input is read outside of an epoch"))?;
         let batches = match inputs.take(self.id) {
-            Some(Input::Spools(spools)) => futures::stream::iter(spools)
-                .flat_map(Spool::read)
-                .boxed(),
+            Some(Input::Spools(spools)) => {
+                futures::stream::iter(spools).flat_map(Spool::read).boxed()
+            }
             Some(Input::Batches(batches)) => {
                 let batches: Vec<_> = batches.iter().cloned().map(Ok).collect();
                 futures::stream::iter(batches).boxed()

@@ -11,6 +11,14 @@ use essaim_common::functions::window::WindowSpec;
 use essaim_common::late::{LateFilterExec, Until};
 use std::sync::Arc;
 
+/// Which column of an aggregate's input tells the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LateColumn {
+    /// That which this group column is made of.
+    Group(usize),
+    Named(String),
+}
+
 /// What keeps a row in time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Late {
@@ -36,7 +44,7 @@ impl Late {
         }
     }
 
-    /// Puts the filter below the partial aggregate of a stage that groups by column `group`.
+    /// Puts the filter below the partial aggregate of a stage.
     ///
     /// # Errors
     /// None for a plan that the cut made.
@@ -44,7 +52,7 @@ impl Late {
         &self,
         plan: &Arc<dyn ExecutionPlan>,
         query: u32,
-        group: usize,
+        column: &LateColumn,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let until = match self {
             Self::Never => return Ok(Arc::clone(plan)),
@@ -55,14 +63,17 @@ impl Late {
             let inputs = plan
                 .children()
                 .into_iter()
-                .map(|child| self.filter(child, query, group))
+                .map(|child| self.filter(child, query, column))
                 .collect::<Result<_>>()?;
             return Ok(rebuild(Arc::clone(plan), inputs)?);
         }
         let Some(column) = plan
             .downcast_ref::<AggregateExec>()
             .filter(|aggregate| *aggregate.mode() == AggregateMode::Partial)
-            .and_then(|aggregate| time_column(aggregate, group))
+            .and_then(|aggregate| match column {
+                LateColumn::Group(group) => time_column(aggregate, *group),
+                LateColumn::Named(name) => aggregate.input().schema().index_of(name).ok(),
+            })
         else {
             // The operator above the cut drops what is too late.
             return Ok(Arc::clone(plan));
@@ -71,7 +82,7 @@ impl Late {
             .children()
             .into_iter()
             .map(|input| {
-                let filter = LateFilterExec::new(Arc::clone(input), query, column, until);
+                let filter = LateFilterExec::new(query, column, until, Arc::clone(input));
                 Arc::new(filter) as Arc<dyn ExecutionPlan>
             })
             .collect();
@@ -83,9 +94,7 @@ impl Late {
 /// the pane, computed further below, which is in time as long as its rows are.
 fn time_column(aggregate: &AggregateExec, group: usize) -> Option<usize> {
     let (expr, _) = aggregate.group_expr().expr().get(group)?;
-    let column = |expr: &Arc<dyn PhysicalExpr>| {
-        expr.downcast_ref::<Column>().map(Column::index)
-    };
+    let column = |expr: &Arc<dyn PhysicalExpr>| expr.downcast_ref::<Column>().map(Column::index);
     column(expr).or_else(|| {
         let function = expr.downcast_ref::<ScalarFunctionExpr>()?;
         column(function.args().first()?)

@@ -7,6 +7,8 @@
 mod aggregate;
 pub mod checkpoint;
 pub mod context;
+mod dedup;
+mod feed;
 mod finish;
 pub mod input;
 mod late;
@@ -23,7 +25,7 @@ use crate::Shared;
 use crate::jobs::handle::JobHandle;
 use crate::stream::checkpoint::Checkpoint;
 use crate::stream::finish::Finisher;
-use crate::stream::read::{Epoch, Reader};
+use crate::stream::read::Epoch;
 use essaim_common::{Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,8 +95,8 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
                 next = ahead => next,
                 () = job.stop_requested() => return stopped(&mut finisher).await,
             };
-            let (back, next) =
-                next.map_err(|e| Error::internal(format!("the reading of an epoch panicked: {e}")))?;
+            let (back, next) = next
+                .map_err(|e| Error::internal(format!("the reading of an epoch panicked: {e}")))?;
             reader = back;
             match next {
                 Ok(Some(next)) => epoch = next,
@@ -156,10 +158,7 @@ impl Failures {
         let pause = pause.min(LONGEST_BACK_OFF);
         tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
         job.update(|record| {
-            record.message = format!(
-                "failed {} times in a row, tried again: {error}",
-                self.count
-            );
+            record.message = format!("failed {} times in a row, tried again: {error}", self.count);
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),

@@ -106,6 +106,10 @@ mod tests {
         pace.learn(FIRST, Duration::from_millis(500));
         assert_eq!(pace.limit(), 2 * FIRST);
         pace.learn(2 * FIRST, Duration::from_secs(100));
-        assert_eq!(pace.limit(), FIRST / 2, "a stall does not shrink it to nothing");
+        assert_eq!(
+            pace.limit(),
+            FIRST / 2,
+            "a stall does not shrink it to nothing"
+        );
     }
 }

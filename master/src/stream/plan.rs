@@ -90,7 +90,11 @@ pub struct PlannedInsert {
 ///
 /// # Errors
 /// What a stream cannot do, and what to write instead.
-pub fn insert(index: u32, root: &StreamInsertExec, settings: &InsertSettings) -> Result<PlannedInsert> {
+pub fn insert(
+    index: u32,
+    root: &StreamInsertExec,
+    settings: &InsertSettings,
+) -> Result<PlannedInsert> {
     let Cut { upper, .. } = cut::cut(Arc::clone(root.input()))?;
     let mut tables = BTreeMap::new();
     find_sources(root.input(), &mut tables);
@@ -147,7 +151,10 @@ pub fn share(stages: Vec<(Arc<Stage>, InputId)>) -> Result<Vec<StreamStage>> {
         find_sources(&stage.plan, &mut tables);
         let tables: BTreeSet<String> = tables.into_keys().collect();
         match (tables.first(), scans(&stage.plan)) {
-            (Some(table), 1) => by_table.entry(table.clone()).or_default().push((stage, input)),
+            (Some(table), 1) => by_table
+                .entry(table.clone())
+                .or_default()
+                .push((stage, input)),
             _ => alone.push(StreamStage {
                 stage,
                 tables,
@@ -185,14 +192,17 @@ pub fn share(stages: Vec<(Arc<Stage>, InputId)>) -> Result<Vec<StreamStage>> {
             inputs,
         });
     }
-    let numbered = alone.into_iter().enumerate().map(|(id, stage)| StreamStage {
-        stage: Arc::new(Stage {
-            id: id as u32,
-            plan: Arc::clone(&stage.stage.plan),
-            broadcasts: stage.stage.broadcasts.clone(),
-        }),
-        ..stage
-    });
+    let numbered = alone
+        .into_iter()
+        .enumerate()
+        .map(|(id, stage)| StreamStage {
+            stage: Arc::new(Stage {
+                id: id as u32,
+                plan: Arc::clone(&stage.stage.plan),
+                broadcasts: stage.stage.broadcasts.clone(),
+            }),
+            ..stage
+        });
     Ok(numbered.collect())
 }
 
@@ -259,9 +269,10 @@ fn over_shared(
             .fields()
             .iter()
             .map(|field| {
-                let index = shared.schema().index_of(field.name()).map_err(|e| {
-                    internal_datafusion_err!("a shared scan lacks a column: {e}")
-                })?;
+                let index = shared
+                    .schema()
+                    .index_of(field.name())
+                    .map_err(|e| internal_datafusion_err!("a shared scan lacks a column: {e}"))?;
                 let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(field.name(), index));
                 Ok((column, field.name().clone()))
             })

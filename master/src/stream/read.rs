@@ -47,7 +47,6 @@ pub struct Job {
     pub handle: Arc<JobHandle>,
     pub planner: Arc<Planner>,
     pub plan: StreamPlan,
-    pub generation: u64,
 }
 
 /// Plans and reads epochs.
@@ -205,7 +204,9 @@ impl Reader {
                 *least = bound.min(*least);
             }
         }
-        let late_before = late_before.into_iter().filter(|(_, bound)| *bound > i64::MIN);
+        let late_before = late_before
+            .into_iter()
+            .filter(|(_, bound)| *bound > i64::MIN);
         params.late_before = late_before.map(|(t, bound)| (t.clone(), bound)).collect();
         params
     }
@@ -299,15 +300,20 @@ impl Reader {
     }
 
     async fn available(&self) -> Result<BTreeMap<String, Available>> {
-        let looks = self.job.plan.sources.iter().map(|(table, source)| async {
-            let none = Offsets::default();
-            let from = self.positions.get(table).unwrap_or(&none);
-            let available = source
-                .available(from)
-                .await
-                .map_err(|e| e.context(format!("table {table}")))?;
-            Ok::<_, Error>((table.clone(), available))
-        });
+        let looks = self
+            .job
+            .plan
+            .sources
+            .iter()
+            .map(|(table, source)| async move {
+                let none = Offsets::default();
+                let from = self.positions.get(table).unwrap_or(&none);
+                let available = source
+                    .available(from)
+                    .await
+                    .map_err(|e| e.context(format!("table {table}")))?;
+                Ok::<_, Error>((table.clone(), available))
+            });
         Ok(try_join_all(looks).await?.into_iter().collect())
     }
 
@@ -352,8 +358,7 @@ impl Epoch {
     /// # Errors
     /// A task failed too often.
     pub async fn read_again(&mut self, shared: &Arc<Shared>) -> Result<()> {
-        let (inputs, facts) =
-            read(shared, &self.job, &self.plan, &self.params, &self.held).await?;
+        let (inputs, facts) = read(shared, &self.job, &self.plan, &self.params, &self.held).await?;
         self.inputs = Some(Arc::new(inputs));
         self.facts = facts;
         Ok(())
@@ -373,11 +378,9 @@ async fn read(
     let slots = shared.registry.slots().max(1);
     let mut splits: HashMap<String, Vec<Arc<[Split]>>> = HashMap::new();
     for (table, read) in &plan.tables {
-        let source = job
-            .plan
-            .sources
-            .get(table)
-            .ok_or_else(|| Error::internal(format!("an epoch of table {table}, which is not read")))?;
+        let source = job.plan.sources.get(table).ok_or_else(|| {
+            Error::internal(format!("an epoch of table {table}, which is not read"))
+        })?;
         let found = source
             .splits(&read.start, &read.end, slots * SPLITS_PER_SLOT)
             .map_err(|e| e.context(format!("table {table}")))?;

@@ -15,10 +15,10 @@ use crate::stream::watermark::TableTimes;
 use bytes::Bytes;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
-use essaim_common::sources::kafka::client::duration_ms;
 use essaim_common::scope::JobScope;
 use essaim_common::session::Settings;
 use essaim_common::sink::StreamInsertExec;
+use essaim_common::sources::kafka::client::duration_ms;
 use essaim_common::stream::{OutputMode, StreamSink};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
@@ -138,7 +138,11 @@ fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
 }
 
 fn interval(name: &str, text: &str) -> Result<Duration> {
-    let ms = if text.trim() == "0" { Some(0) } else { duration_ms(text) };
+    let ms = if text.trim() == "0" {
+        Some(0)
+    } else {
+        duration_ms(text)
+    };
     ms.map(Duration::from_millis).ok_or_else(|| {
         Error::invalid(format!(
             "essaim.{name} is '{text}': write an interval such as '500 milliseconds' or '1 minute', or '0'"
@@ -248,7 +252,6 @@ pub(super) async fn start(
         handle: Arc::clone(handle),
         planner,
         plan: stream_plan,
-        generation,
     });
     tracing::info!(job = %handle.id(), generation, next_epoch, replayed = restored.planned.len(), "streaming");
     let checkpoint = Arc::new(Mutex::new(checkpoint));
@@ -312,9 +315,7 @@ async fn restore(
 }
 
 /// Puts the INSERTs together: those that read one stream share its stage.
-fn assemble(
-    planned: Planned,
-) -> Result<(StreamPlan, Vec<(StreamingInsert, Vec<plan::Static>)>)> {
+fn assemble(planned: Planned) -> Result<(StreamPlan, Vec<(StreamingInsert, Vec<plan::Static>)>)> {
     let mut sources = BTreeMap::new();
     let mut stages = Vec::new();
     let mut inserts = Vec::new();

@@ -8,7 +8,7 @@ mod table;
 pub use delta::Delta;
 pub use snapshot::{Restore, Snapshot, Stored};
 
-use arrow::array::{ArrayRef, BooleanArray};
+use arrow::array::{ArrayRef, UInt32Array};
 use arrow::datatypes::{Schema, SchemaRef};
 use essaim_common::{Error, Result};
 use layout::{Encoded, Layout};
@@ -61,40 +61,57 @@ impl KeyedState {
         self.layout.check(schema, key_columns)
     }
 
-    /// The entries of those keys that are there, each once, in the order in which they were asked for.
+    /// The entries of those keys that are there and expire after `after_ms`, each once, in the order in which they were
+    /// asked for. It costs what the keys cost, whatever else is there.
     ///
     /// # Errors
     /// Key columns of other types.
-    pub fn get(&self, keys: &[ArrayRef], rows: usize) -> Result<Stored> {
+    pub fn get(&self, keys: &[ArrayRef], rows: usize, after_ms: i64) -> Result<Stored> {
         let keys = self.layout.encode_keys(keys, rows)?;
         let mut seen = HashSet::with_capacity(rows);
         let entries: Vec<_> = keys
             .iter()
             .filter(|key| seen.insert(*key))
             .filter_map(|key| self.table.get(key))
+            .filter(|entry| entry.expires_ms() > after_ms)
             .collect();
         Stored::of(&self.layout, &entries)
     }
 
-    /// Which of the keys are there.
+    /// The positions of the keys that are not there, or expire at `until_ms` or before: of each the first.
     ///
     /// # Errors
     /// Key columns of other types.
-    pub fn contains(&self, keys: &[ArrayRef], rows: usize) -> Result<BooleanArray> {
+    pub fn missing(&self, keys: &[ArrayRef], rows: usize, until_ms: i64) -> Result<UInt32Array> {
         let keys = self.layout.encode_keys(keys, rows)?;
-        Ok(keys
-            .iter()
-            .map(|key| Some(self.table.get(key).is_some()))
-            .collect())
+        let mut seen = HashSet::with_capacity(rows);
+        let there = |key| {
+            let entry = self.table.get(key);
+            entry.is_some_and(|entry| entry.expires_ms() > until_ms)
+        };
+        let missing = (0..)
+            .zip(keys.iter())
+            .filter(|(_, key)| seen.insert(*key) && !there(key))
+            .map(|(position, _)| position);
+        Ok(UInt32Array::from_iter_values(missing))
     }
 
-    /// The entries that expire at `until_ms` or before, first those that expire first, in batches of at most 8192
-    /// rows. It costs what they cost, whatever else is there.
+    /// The entries that expire at `until_ms` or before, but for those of the keys `except`: first those that expire
+    /// first, in batches of at most 8192 rows. It costs what they cost, whatever else is there.
     ///
     /// # Errors
-    /// None for a state that is whole.
-    pub fn expired(&self, until_ms: i64) -> Result<Vec<Stored>> {
-        snapshot::batches(&self.layout, self.table.expired(until_ms))
+    /// Key columns of other types.
+    pub fn expired(&self, until_ms: i64, except: &[ArrayRef], rows: usize) -> Result<Vec<Stored>> {
+        let except = self.layout.encode_keys(except, rows)?;
+        let except: HashSet<_> = except.iter().collect();
+        let expired = self.table.expired(until_ms);
+        let expired = expired.filter(|entry| !except.contains(entry.key()));
+        snapshot::batches(&self.layout, expired)
+    }
+
+    /// A state of its own that is like this one now, and shares with it what neither changes.
+    pub fn fork(&self) -> Self {
+        Self::of(Arc::clone(&self.layout), self.table.clone())
     }
 
     /// The state as it is now, to be read while this one changes.

@@ -61,7 +61,9 @@ impl Tables {
             job.planner.release().await;
             let again = statement.plan(&job.planner).await?;
             if again.statics.len() != planned.len() {
-                return Err(Error::internal("an INSERT was planned otherwise than before"));
+                return Err(Error::internal(
+                    "an INSERT was planned otherwise than before",
+                ));
             }
             let stages = Stages::new(
                 Arc::clone(&job.handle),
@@ -83,7 +85,11 @@ impl Tables {
                     (Static::Upper(id, _), Static::Upper(_, plan)) => {
                         held.upper.insert(*id, collect(&plan, &ctx).await?.into());
                     }
-                    _ => return Err(Error::internal("an INSERT was planned otherwise than before")),
+                    _ => {
+                        return Err(Error::internal(
+                            "an INSERT was planned otherwise than before",
+                        ));
+                    }
                 }
             }
             let made = stages.statics(&broadcasts, &ctx).await?;

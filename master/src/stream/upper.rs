@@ -3,10 +3,13 @@
 
 use crate::plan::cut::rebuild;
 use crate::plan::stage::{Stage, StageInputExec};
-use crate::stream::aggregate::{Emit, Expiry, StateAggregateExec};
+use crate::stream::aggregate::{Expiry, StateAggregateExec, StateOptions};
+use crate::stream::dedup::{DedupOptions, StateDedupExec};
 use crate::stream::input::InputId;
-use crate::stream::late::Late;
+use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::filter::FilterExec;
@@ -54,7 +57,7 @@ pub struct UpperBuilder<'a> {
     pub statics: Vec<Static>,
     pub late: Late,
     /// The group column with the time that makes rows late.
-    late_column: usize,
+    late_column: LateColumn,
     operators: Vec<Operator>,
 }
 
@@ -89,7 +92,7 @@ impl<'a> UpperBuilder<'a> {
             stages: Vec::new(),
             statics: Vec::new(),
             late: Late::Never,
-            late_column: 0,
+            late_column: LateColumn::Group(0),
             operators: Vec::new(),
         })
     }
@@ -139,7 +142,7 @@ impl<'a> UpperBuilder<'a> {
             });
         }
         if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
-            return self.aggregate(aggregate, mode);
+            return self.aggregate(node, aggregate, mode);
         }
         if let Some(join) = node.downcast_ref::<HashJoinExec>()
             && join.children().into_iter().all(reads_stream)
@@ -161,7 +164,11 @@ impl<'a> UpperBuilder<'a> {
             });
         }
         let plan = rebuild(Arc::clone(node), inputs)?;
-        let plan = if node.is::<UnionExec>() { single(plan) } else { plan };
+        let plan = if node.is::<UnionExec>() {
+            single(plan)
+        } else {
+            plan
+        };
         Ok(Built { plan, delay_ms })
     }
 
@@ -180,7 +187,9 @@ impl<'a> UpperBuilder<'a> {
             self.statics.push(Static::Broadcast(Arc::clone(broadcast)));
         }
         let id = InputId::Tasks(self.index, self.stages.len());
-        let plan = self.late.filter(&stage.plan, self.index, self.late_column)?;
+        let plan = self
+            .late
+            .filter(&stage.plan, self.index, self.late_column)?;
         let stage = Stage {
             id: stage.id,
             plan,
@@ -190,49 +199,68 @@ impl<'a> UpperBuilder<'a> {
         Ok(input(id, node))
     }
 
-    fn aggregate(&mut self, aggregate: &AggregateExec, mode: OutputMode) -> Result<Built> {
+    fn aggregate(
+        &mut self,
+        node: &Arc<dyn ExecutionPlan>,
+        aggregate: &AggregateExec,
+        mode: OutputMode,
+    ) -> Result<Built> {
         let window = window_of(aggregate)?;
+        let dedup = self.dedup(aggregate);
         // The aggregate next to the stream decides: it comes last on the way down.
         if let Some((column, spec)) = &window {
             self.late = Late::Window(*spec);
-            self.late_column = *column;
+            self.late_column = LateColumn::Group(*column);
+        } else if let Some(name) = dedup.as_ref().and_then(|dedup| dedup.name.clone()) {
+            self.late = Late::Allowance(0);
+            self.late_column = LateColumn::Named(name);
         }
         let below = self.node(aggregate.input(), OutputMode::Append)?;
-        let operator = format!("{}/{}", self.index, self.operators.len());
-        let (expiry, delay_ms) = match &window {
-            Some((column, window)) => (
+        let op = format!("{}/{}", self.index, self.operators.len());
+        let template = rebuild(Arc::clone(node), vec![single(below.plan)])?;
+        self.operators.push(Operator {
+            id: op.clone(),
+            meaning: meaning(aggregate),
+        });
+        if let Some(dedup) = dedup {
+            let options = DedupOptions {
+                op,
+                query: self.index,
+                keys: (0..aggregate.group_expr().expr().len()).collect(),
+                event_time: dedup.event_time,
+                delay_ms: below.delay_ms,
+                ttl_ms: self.settings.state_ttl_ms,
+            };
+            return Ok(Built {
+                plan: Arc::new(StateDedupExec::new(template, options)?),
+                delay_ms: below.delay_ms,
+            });
+        }
+        let (expiry, delay_ms) = match window {
+            Some((column, spec)) => (
                 Expiry::Window {
-                    column: *column,
-                    window: window.clone(),
+                    column,
+                    end: Arc::new(move |start| spec.end(start)),
                 },
-                below.delay_ms.saturating_add(window.longest_ms()),
+                below.delay_ms.saturating_add(spec.longest_ms()),
             ),
             None => match self.settings.state_ttl_ms {
                 Some(ttl) => (Expiry::Ttl(ttl), below.delay_ms),
                 None => (Expiry::Never, below.delay_ms),
             },
         };
-        let emit = match mode {
-            _ if is_dedup(aggregate) => Emit::First,
-            OutputMode::Append => Emit::Closed,
-            OutputMode::Update => Emit::Changed,
-            OutputMode::Complete => Emit::All,
-        };
-        let exec = StateAggregateExec::try_new(
-            operator.clone(),
-            self.index,
-            aggregate,
-            single(below.plan),
+        let options = StateOptions {
+            op,
+            query: self.index,
+            mode,
             expiry,
-            emit,
-            below.delay_ms,
-        )?;
-        self.operators.push(Operator {
-            id: operator,
-            meaning: exec.meaning(),
-        });
+            delay_ms: below.delay_ms,
+        };
+        let template = template
+            .downcast_ref::<AggregateExec>()
+            .ok_or_else(|| Error::internal("an aggregate became another node"))?;
         Ok(Built {
-            plan: Arc::new(exec),
+            plan: Arc::new(StateAggregateExec::new(template, options)?),
             delay_ms,
         })
     }
@@ -243,7 +271,7 @@ impl<'a> UpperBuilder<'a> {
             || node.is::<ProjectionExec>()
             || node.is::<UnnestExec>()
             || node.is::<UnionExec>()
-            || node.is::<crate::plan::windows::WindowExpandExec>()
+            || node.is::<essaim_common::windows::expand::WindowExpandExec>()
             || node.name() == "CooperativeExec";
         let joins_table = node.is::<HashJoinExec>()
             || node.is::<CrossJoinExec>()
@@ -253,7 +281,9 @@ impl<'a> UpperBuilder<'a> {
         }
         let needs_whole = node.is::<GlobalLimitExec>()
             || node.is::<LocalLimitExec>()
-            || node.downcast_ref::<SortExec>().is_some_and(|s| s.fetch().is_some());
+            || node
+                .downcast_ref::<SortExec>()
+                .is_some_and(|s| s.fetch().is_some());
         if node.is::<SortExec>() && !needs_whole {
             return Ok(());
         }
@@ -271,10 +301,52 @@ impl<'a> UpperBuilder<'a> {
         )))
     }
 
-    /// The UNBOUNDED tables that the INSERT reads.
-    pub fn sources(&self) -> &BTreeMap<String, Arc<dyn StreamSource>> {
-        self.sources
+    /// How an aggregate that only tells first rows apart does so; `None` for others.
+    fn dedup(&self, aggregate: &AggregateExec) -> Option<Dedup> {
+        if !is_dedup(aggregate) {
+            return None;
+        }
+        let times: Vec<String> = self
+            .sources
+            .values()
+            .filter_map(|source| {
+                let column = source.options().event_time?;
+                Some(source.schema().field(column).name().clone())
+            })
+            .collect();
+        let is_time = |expr: &Arc<dyn PhysicalExpr>| {
+            expr.downcast_ref::<Column>()
+                .is_some_and(|column| times.iter().any(|time| time == column.name()))
+        };
+        let groups = aggregate.group_expr().expr();
+        let grouped = groups.iter().position(|(expr, _)| is_time(expr));
+        let first = || {
+            let position = aggregate.aggr_expr().iter().position(|function| {
+                function.expressions().first().is_some_and(is_time)
+            });
+            position.map(|position| groups.len() + position)
+        };
+        let event_time = grouped.or_else(first);
+        Some(Dedup {
+            event_time,
+            name: event_time.and_then(|_| times.into_iter().next()),
+        })
     }
+}
+
+/// How duplicates are told apart.
+struct Dedup {
+    /// The column of the aggregate's output with the event time.
+    event_time: Option<usize>,
+    /// Its name below.
+    name: Option<String>,
+}
+
+/// What the state of an aggregate means.
+fn meaning(aggregate: &AggregateExec) -> String {
+    let groups: Vec<_> = aggregate.group_expr().expr().iter().map(|(_, name)| name.clone()).collect();
+    let functions: Vec<_> = aggregate.aggr_expr().iter().map(|f| f.name().to_owned()).collect();
+    format!("{} by {}", functions.join(", "), groups.join(", "))
 }
 
 fn only_child(node: &Arc<dyn ExecutionPlan>) -> Result<&Arc<dyn ExecutionPlan>> {
@@ -321,7 +393,6 @@ fn is_dedup(aggregate: &AggregateExec) -> bool {
 struct Shape {
     aggregates: bool,
     windowed: bool,
-    nested: bool,
 }
 
 impl Shape {
@@ -334,7 +405,6 @@ impl Shape {
             windowed: counted()
                 .next()
                 .is_some_and(|aggregate| window_of(aggregate).is_ok_and(|w| w.is_some())),
-            nested: counted().count() > 1,
         }
     }
 

@@ -41,7 +41,9 @@ impl TableTimes {
             self.latest.values().max().copied()
         } else {
             let times = active.iter().map(|partition| self.latest.get(*partition));
-            times.collect::<Option<Vec<_>>>().and_then(|times| times.into_iter().min().copied())
+            times
+                .collect::<Option<Vec<_>>>()
+                .and_then(|times| times.into_iter().min().copied())
         };
         if let Some(least) = least {
             let watermark = least.saturating_sub(options.watermark_delay_ms);
@@ -84,7 +86,11 @@ impl Idleness {
         let mut idle = BTreeSet::new();
         for (partition, offset) in &start.0 {
             let since = self.active.entry(partition.clone()).or_insert(now_ms);
-            if latest.0.get(partition).is_some_and(|latest| latest > offset) {
+            if latest
+                .0
+                .get(partition)
+                .is_some_and(|latest| latest > offset)
+            {
                 *since = now_ms;
                 continue;
             }
@@ -125,13 +131,33 @@ mod tests {
         let mut table = TableTimes::default();
         let partitions = offsets(&[("t[0]", 0), ("t[1]", 0)]);
         let none = BTreeSet::new();
-        table.advance(&times(&[("t[0]", 100)]), &partitions, &none, &options(10, None));
+        table.advance(
+            &times(&[("t[0]", 100)]),
+            &partitions,
+            &none,
+            &options(10, None),
+        );
         assert_eq!(table.watermark, None, "t[1] may bring anything");
-        table.advance(&times(&[("t[1]", 50)]), &partitions, &none, &options(10, None));
+        table.advance(
+            &times(&[("t[1]", 50)]),
+            &partitions,
+            &none,
+            &options(10, None),
+        );
         assert_eq!(table.watermark, Some(40));
-        table.advance(&times(&[("t[1]", 30)]), &partitions, &none, &options(10, None));
+        table.advance(
+            &times(&[("t[1]", 30)]),
+            &partitions,
+            &none,
+            &options(10, None),
+        );
         assert_eq!(table.watermark, Some(40), "never back");
-        table.advance(&times(&[("t[1]", 500)]), &partitions, &none, &options(10, None));
+        table.advance(
+            &times(&[("t[1]", 500)]),
+            &partitions,
+            &none,
+            &options(10, None),
+        );
         assert_eq!(table.watermark, Some(90));
     }
 
@@ -140,10 +166,20 @@ mod tests {
         let mut table = TableTimes::default();
         let partitions = offsets(&[("t[0]", 0), ("t[1]", 0)]);
         let idle = BTreeSet::from(["t[1]".to_owned()]);
-        table.advance(&times(&[("t[0]", 100)]), &partitions, &idle, &options(0, None));
+        table.advance(
+            &times(&[("t[0]", 100)]),
+            &partitions,
+            &idle,
+            &options(0, None),
+        );
         assert_eq!(table.watermark, Some(100));
         let all = BTreeSet::from(["t[0]".to_owned(), "t[1]".to_owned()]);
-        table.advance(&times(&[("t[1]", 300)]), &partitions, &all, &options(0, None));
+        table.advance(
+            &times(&[("t[1]", 300)]),
+            &partitions,
+            &all,
+            &options(0, None),
+        );
         assert_eq!(table.watermark, Some(300));
     }
 
@@ -152,10 +188,20 @@ mod tests {
         let mut idleness = Idleness::default();
         let start = offsets(&[("t[0]", 5), ("t[1]", 0)]);
         let look = |idleness: &mut Idleness, latest: &Offsets, now| {
-            idleness.look(&start, latest, |p| p == "t[1]", &options(0, Some(1000)), now)
+            idleness.look(
+                &start,
+                latest,
+                |p| p == "t[1]",
+                &options(0, Some(1000)),
+                now,
+            )
         };
         let none_yet = look(&mut idleness, &offsets(&[("t[0]", 5), ("t[1]", 0)]), 0);
-        assert_eq!(none_yet, BTreeSet::from(["t[1]".to_owned()]), "an empty one is idle at once");
+        assert_eq!(
+            none_yet,
+            BTreeSet::from(["t[1]".to_owned()]),
+            "an empty one is idle at once"
+        );
         let behind = look(&mut idleness, &offsets(&[("t[0]", 6), ("t[1]", 0)]), 2000);
         assert!(!behind.contains("t[0]"));
         let quiet = look(&mut idleness, &offsets(&[("t[0]", 5), ("t[1]", 0)]), 2999);

@@ -104,6 +104,7 @@ async fn fate(state: &Mutex<State>) -> Fate {
         tokio::task::yield_now().await;
     }
     let mut state = state.lock().unwrap();
+    let state = &mut *state;
     match &mut state.left {
         None => Fate::Works,
         Some(0) if state.answer_lost => {
@@ -132,7 +133,8 @@ impl ObjectStore for Faulty {
         payload: PutPayload,
         opts: PutOptions,
     ) -> Result<PutResult> {
-        self.call(self.inner.put_opts(location, payload, opts)).await
+        self.call(self.inner.put_opts(location, payload, opts))
+            .await
     }
 
     async fn put_multipart_opts(

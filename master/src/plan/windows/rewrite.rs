@@ -80,7 +80,9 @@ fn rewrite_select(select: &mut Select, order_by: Option<&mut OrderBy>) -> Result
     let GroupByExpr::Expressions(groups, modifiers) = &mut select.group_by else {
         return Ok(());
     };
-    let mut windows = groups.iter().filter_map(|group| Some((kind(group)?, group)));
+    let mut windows = groups
+        .iter()
+        .filter_map(|group| Some((kind(group)?, group)));
     let Some((kind, call)) = windows.next() else {
         return Ok(());
     };
@@ -285,7 +287,10 @@ fn stands_for_window(group: &Expr, projection: &[SelectItem]) -> bool {
     if let Expr::Value(value) = group
         && let Value::Number(position, _) = &value.value
     {
-        let index = position.parse::<usize>().ok().and_then(|p| p.checked_sub(1));
+        let index = position
+            .parse::<usize>()
+            .ok()
+            .and_then(|p| p.checked_sub(1));
         return match index.and_then(|index| projection.get(index)) {
             Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => {
                 side(expr).is_some()

@@ -58,8 +58,8 @@ impl Entry {
     }
 }
 
-/// Keys with values and expiries.
-#[derive(Debug)]
+/// Keys with values and expiries. A copy shares the buckets.
+#[derive(Debug, Clone)]
 pub(super) struct Table {
     buckets: Vec<Bucket>,
     rows: usize,
