@@ -224,7 +224,8 @@ impl Core {
                 let Some(starts) = rows.columns().get(*column) else {
                     return internal_err!("there is no group column {column}");
                 };
-                let ends = millis(starts)?.iter().map(|start| {
+                let starts = millis(starts)?;
+                let ends = starts.iter().map(|start| {
                     let Some(start) = start else { return Ok(None) };
                     // The last ms of time is for what never ends.
                     end(start)
