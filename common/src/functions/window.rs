@@ -98,17 +98,17 @@ impl WindowSpec {
         self.size == self.slide
     }
 
-    /// The longest that one window can be, ms.
+    /// The most windows that hold one time.
+    pub fn max_windows(&self) -> usize {
+        usize::try_from((self.size - 1) / self.slide + 1).unwrap_or(usize::MAX)
+    }
+
+    /// The size in ms, for months the longest that they can be.
     pub fn longest_ms(&self) -> i64 {
         match self.unit {
             Unit::Millis => self.size,
             Unit::Months => self.size.saturating_mul(31 * DAY_MS),
         }
-    }
-
-    /// The most windows that hold one time.
-    pub fn max_windows(&self) -> usize {
-        usize::try_from((self.size - 1) / self.slide + 1).unwrap_or(usize::MAX)
     }
 
     /// The start of the pane that holds a time, ms. `None`: out of the calendar's range.

@@ -119,7 +119,7 @@ async fn windows_hold_what_a_join_with_them_holds() {
                 rows(&mut planner, &windowed).await,
                 rows(&mut planner, &written_out).await,
             );
-            assert!(windowed.lines().count() > 8, "{windowed}");
+            assert!(windowed.lines().count() >= 8, "{windowed}");
             assert_eq!(windowed, written_out, "{size} {slide} {keys}");
         }
     }
