@@ -112,6 +112,7 @@ impl Client {
         let request = SubmitRequest {
             sql: sql.to_owned(),
             name: name.to_owned(),
+            from_scratch: false,
         };
         let response = self.jobs.clone().submit(request).await?;
         Ok(response.into_inner().job_id)
@@ -206,7 +207,7 @@ impl Client {
 pub fn ended(job: &Job) -> bool {
     matches!(
         job.state(),
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled | JobState::Stopped
     )
 }
 
