@@ -6,5 +6,7 @@ mod faults;
 mod harness;
 mod random;
 mod reading;
+mod streaming;
+mod streaming_faults;
 mod types;
 mod writing;
