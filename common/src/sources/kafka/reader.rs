@@ -312,8 +312,8 @@ impl SplitScan {
                         self.assign(consumer, next)?;
                     }
                     Trouble::Lost => {
-                        let first = self.lost(consumer, next)?;
-                        next = first;
+                        last_error = Some(reason(&error));
+                        next = self.lost(consumer, next)?;
                         settled = false;
                         if next < range.end {
                             self.assign(consumer, next)?;
@@ -362,6 +362,9 @@ impl SplitScan {
             Offset::Offset(offset),
         )
         .map_err(|e| failed(&e))?;
+        consumer.unassign().map_err(|e| failed(&e))?;
+        // An error of the assignment before may still be there: librdkafka drops its records, but not its errors.
+        while consumer.poll(Duration::ZERO).is_some() {}
         consumer.assign(&list).map_err(|e| failed(&e))
     }
 
@@ -403,6 +406,10 @@ impl SplitScan {
                 self.plan.connection.timeout(),
             )
             .map_err(|e| self.plan.connection.failed(self.at(next), &e))?;
+        if (low..high).contains(&next) {
+            // What was said is no longer so, or of a topic that has been made anew since.
+            return Ok(next);
+        }
         if self.plan.fail_on_data_loss {
             return Err(Error::data(format!(
                 "{}: the record is gone, the partition has {low} to {high} now (deleted by retention or by hand): \
