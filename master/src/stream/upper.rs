@@ -321,9 +321,10 @@ impl<'a> UpperBuilder<'a> {
         let groups = aggregate.group_expr().expr();
         let grouped = groups.iter().position(|(expr, _)| is_time(expr));
         let first = || {
-            let position = aggregate.aggr_expr().iter().position(|function| {
-                function.expressions().first().is_some_and(is_time)
-            });
+            let position = aggregate
+                .aggr_expr()
+                .iter()
+                .position(|function| function.expressions().first().is_some_and(is_time));
             position.map(|position| groups.len() + position)
         };
         let event_time = grouped.or_else(first);
@@ -344,8 +345,17 @@ struct Dedup {
 
 /// What the state of an aggregate means.
 fn meaning(aggregate: &AggregateExec) -> String {
-    let groups: Vec<_> = aggregate.group_expr().expr().iter().map(|(_, name)| name.clone()).collect();
-    let functions: Vec<_> = aggregate.aggr_expr().iter().map(|f| f.name().to_owned()).collect();
+    let groups: Vec<_> = aggregate
+        .group_expr()
+        .expr()
+        .iter()
+        .map(|(_, name)| name.clone())
+        .collect();
+    let functions: Vec<_> = aggregate
+        .aggr_expr()
+        .iter()
+        .map(|f| f.name().to_owned())
+        .collect();
     format!("{} by {}", functions.join(", "), groups.join(", "))
 }
 
