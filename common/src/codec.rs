@@ -126,10 +126,10 @@ impl PhysicalExtensionCodec for EssaimCodec {
                 };
                 let (column, input) = (filter.column as usize, Arc::clone(input));
                 Ok(Arc::new(LateFilterExec::new(
+                    input,
                     filter.query,
                     column,
                     until,
-                    input,
                 )))
             }
             (Some(Node::WindowExpand(expand)), [input]) => {

@@ -53,7 +53,7 @@ pub struct LateFilterExec {
 
 impl LateFilterExec {
     /// Filters for the INSERT at position `query` of the job, by the timestamps in `column` (an index).
-    pub fn new(query: u32, column: usize, until: Until, input: Arc<dyn ExecutionPlan>) -> Self {
+    pub fn new(input: Arc<dyn ExecutionPlan>, query: u32, column: usize, until: Until) -> Self {
         let metrics = ExecutionPlanMetricsSet::new();
         Self {
             query,
@@ -155,10 +155,10 @@ impl ExecutionPlan for LateFilterExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match (children.pop(), children.is_empty()) {
             (Some(input), true) => Ok(Arc::new(Self::new(
+                input,
                 self.query,
                 self.column,
                 self.until,
-                input,
             ))),
             _ => internal_err!("a LateFilterExec has one child"),
         }

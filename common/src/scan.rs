@@ -2,11 +2,11 @@
 
 use crate::connector::{Split, SplitReader};
 use crate::stream::StreamSource;
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::kernels::aggregate::max;
 use arrow::datatypes::{
-    DataType, SchemaRef, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
-    TimestampNanosecondType, TimestampSecondType,
+    ArrowPrimitiveType, DataType, SchemaRef, TimeUnit, TimestampMicrosecondType,
+    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
 };
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -40,6 +40,8 @@ pub struct ScanMetrics {
     pub records_skipped: Count,
     /// Records put aside by `on_error = 'dead_letter'`.
     pub records_dead_lettered: Count,
+    /// Rows put aside because they came too late, by `late_rows = 'dead_letter'`.
+    pub late_rows: Count,
 }
 
 impl ScanMetrics {
@@ -51,6 +53,7 @@ impl ScanMetrics {
             bytes_in: counter("bytes_in"),
             records_skipped: counter("records_skipped"),
             records_dead_lettered: counter("records_dead_lettered"),
+            late_rows: counter("late_rows"),
         }
     }
 }
@@ -311,6 +314,32 @@ fn latest(batch: &RecordBatch, column: usize) -> Option<i64> {
             max(times.as_primitive::<TimestampNanosecondType>()).map(|t| t.div_euclid(1_000_000))
         }
         _ => None,
+    }
+}
+
+/// A column of timestamps as ms since the epoch, rounded down; all null if it is none.
+pub fn event_times(times: &ArrayRef) -> Vec<Option<i64>> {
+    fn of<T: ArrowPrimitiveType<Native = i64>>(
+        times: &ArrayRef,
+        ms: impl Fn(i64) -> i64,
+    ) -> Vec<Option<i64>> {
+        let times = times.as_primitive::<T>();
+        times.iter().map(|time| time.map(&ms)).collect()
+    }
+    match times.data_type() {
+        DataType::Timestamp(TimeUnit::Second, _) => {
+            of::<TimestampSecondType>(times, |t| t.saturating_mul(1000))
+        }
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            of::<TimestampMillisecondType>(times, |t| t)
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            of::<TimestampMicrosecondType>(times, |t| t.div_euclid(1000))
+        }
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
+            of::<TimestampNanosecondType>(times, |t| t.div_euclid(1_000_000))
+        }
+        _ => vec![None; times.len()],
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
 
+#[path = "files_sink_stream/plan.rs"]
+mod plan;
 #[path = "files_sink_stream/store.rs"]
 mod store;
 

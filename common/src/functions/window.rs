@@ -111,6 +111,14 @@ impl WindowSpec {
         usize::try_from((self.size - 1) / self.slide + 1).unwrap_or(usize::MAX)
     }
 
+    /// The size in ms, for months the longest that they can be.
+    pub fn longest_ms(&self) -> i64 {
+        match self.unit {
+            Unit::Millis => self.size,
+            Unit::Months => self.size.saturating_mul(31 * DAY_MS),
+        }
+    }
+
     /// The start of the pane that holds a time, ms. `None`: out of the calendar's range.
     pub fn pane_start(&self, time: i64) -> Option<i64> {
         self.time(floor(self.tick(time)?, gcd(self.size, self.slide))?)
@@ -431,7 +439,8 @@ mod tests {
         let mut cases = Vec::new();
         for _ in 0..3000 {
             let spec = if random.random_bool(0.5) {
-                let size = random.random_range(1..10_i64.pow(random.random_range(1..8)));
+                let digits = random.random_range(1..8);
+                let size = random.random_range(1..10_i64.pow(digits));
                 WindowSpec::millis(size, random.random_range(size / 20 + 1..=size))
             } else {
                 let size = random.random_range(1..40);

@@ -189,7 +189,7 @@ impl<'a> UpperBuilder<'a> {
         let id = InputId::Tasks(self.index, self.stages.len());
         let plan = self
             .late
-            .filter(&stage.plan, self.index, self.late_column)?;
+            .filter(&stage.plan, self.index, &self.late_column)?;
         let stage = Stage {
             id: stage.id,
             plan,

@@ -104,6 +104,7 @@ async fn fate(state: &Mutex<State>) -> Fate {
         tokio::task::yield_now().await;
     }
     let mut state = state.lock().unwrap();
+    let state = &mut *state;
     match &mut state.left {
         None => Fate::Works,
         Some(0) if state.answer_lost => {

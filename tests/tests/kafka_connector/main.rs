@@ -5,5 +5,6 @@ mod bad_input;
 mod offsets;
 mod round_trip;
 mod sink;
+mod streaming;
 mod support;
 mod transactions;

@@ -141,23 +141,35 @@ impl Connection {
             .map_err(|e| wrong_setting(&e))
     }
 
-    /// A client that reads one partition at a time. Makes no connection by itself.
+    /// A client that reads one partition at a time; a `continuous` one keeps its partition between epochs. Makes no
+    /// connection by itself.
     ///
     /// # Errors
     /// A setting that librdkafka refuses.
-    pub fn reading_client(&self, isolation: IsolationLevel) -> Result<BaseConsumer<Context>> {
+    pub fn reading_client(
+        &self,
+        isolation: IsolationLevel,
+        continuous: bool,
+    ) -> Result<BaseConsumer<Context>> {
+        // How long an empty fetch waits at the broker, and so how long the news of a partition's end, or a seek, takes.
+        // A consumer that waits for the next epoch should not ask a hundred times a second; it learns of records at
+        // once all the same.
+        let (wait_ms, queued_kbytes) = if continuous {
+            ("100", "4096")
+        } else {
+            ("10", "16384")
+        };
         let defaults = [
             // librdkafka wants a group to assign partitions, though nothing is ever committed to it.
             ("group.id", "essaim"),
             // What a reader holds beyond the batch in hand: a few fetches, whatever the size of messages.
             ("fetch.message.max.bytes", "2097152"),
-            ("queued.max.messages.kbytes", "16384"),
+            ("queued.max.messages.kbytes", queued_kbytes),
             ("queued.min.messages", "100000"),
             // A full queue stops the fetching for so long; librdkafka's second would starve the reader.
             ("fetch.queue.backoff.ms", "5"),
             ("fetch.error.backoff.ms", "100"),
-            // How long an empty fetch waits at the broker, and so how long the news of a partition's end takes.
-            ("fetch.wait.max.ms", "10"),
+            ("fetch.wait.max.ms", wait_ms),
         ];
         self.config_over(&defaults)
             .set("isolation.level", isolation.name())

@@ -1,12 +1,13 @@
 //! `STORED AS KAFKA`: topics as tables, read by ranges of offsets.
 //!
-//! The row's way: [`offsets`] says which ranges, [`source`] makes splits of them, [`reader`] polls one of them on a
-//! warm consumer of [`pool`], gathers [`records`], and [`decode`] makes a batch of them.
+//! The row's way: [`offsets`] says which ranges, [`source`] makes splits of them, or [`stream`] for every epoch; [`reader`]
+//! polls one of them on a warm consumer of [`pool`], [`output`] gathers [`records`], and [`decode`] makes a batch of them.
 
 pub mod client;
 mod dead_letter;
 pub mod decode;
 pub mod offsets;
+mod output;
 mod pool;
 mod reader;
 mod records;
@@ -17,6 +18,7 @@ pub mod timestamps;
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};
 use crate::error::{Error, Result};
 use crate::options::Options;
+use crate::secret::Secret;
 use crate::sinks::kafka::{KafkaSink, SinkOptions};
 use crate::stream::StreamOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -25,7 +27,7 @@ use client::{Connection, IsolationLevel, duration_ms, not_a_duration};
 use dead_letter::DeadLetterTarget;
 use decode::JsonDecoder;
 use offsets::{OffsetPlanner, OffsetSpec};
-use reader::{Format, KafkaReader, OnError, ReaderPlan};
+use reader::{Format, KafkaReader, LateRows, OnError, ReaderPlan, StreamPlan};
 pub use records::METADATA_COLUMNS;
 use records::metadata_fields;
 use source::KafkaSource;
@@ -63,7 +65,7 @@ impl Connector for Kafka {
                 ("ns", EpochUnit::Nanoseconds),
             ],
         )?;
-        let (on_error, dead_letters) = on_error(options, &topics)?;
+        let set_aside = SetAside::new(options, &topics)?;
         let fail_on_data_loss =
             options.one_of("fail_on_data_loss", &[("true", true), ("false", false)])?;
         let starting = OffsetSpec::starting(options)?;
@@ -75,6 +77,9 @@ impl Connector for Kafka {
         }
         let schema = schema(&spec.schema, format, options)?;
         let streaming = streaming(options, schema.as_ref())?;
+        if set_aside.late_rows == LateRows::DeadLetter && streaming.event_time.is_none() {
+            return Err(options.error("late_rows 'dead_letter' needs event_time: name the column"));
+        }
         let sink_options = SinkOptions::new(options, spec.schema.as_ref())?;
         std::mem::take(options).finish()?;
 
@@ -98,16 +103,26 @@ impl Connector for Kafka {
                     isolation,
                     format,
                     timestamp_unit,
-                    on_error,
-                    dead_letters,
+                    on_error: set_aside.on_error,
+                    dead_letters: set_aside.target,
                     fail_on_data_loss,
                     limit: None,
+                    stream: None,
+                };
+                let event_time = streaming.event_time.map(|index| schema.field(index));
+                let stream_plan = StreamPlan {
+                    table: spec.name,
+                    event_time: event_time.map(|field| field.name().clone()),
+                    late_rows: set_aside.late_rows,
                 };
                 let stream = Arc::new(KafkaStream::new(
                     Arc::clone(schema),
                     starting.clone(),
                     Arc::clone(&planner),
-                    reader.clone(),
+                    ReaderPlan {
+                        stream: Some(stream_plan),
+                        ..reader.clone()
+                    },
                     streaming,
                 ));
                 Some(Arc::new(KafkaSource {
@@ -177,46 +192,72 @@ fn schema(
     Ok(Some(Arc::new(Schema::new(fields))))
 }
 
-fn on_error(
-    options: &mut Options,
-    topics: &[String],
-) -> Result<(OnError, Option<DeadLetterTarget>)> {
-    let on_error = options.one_of(
-        "on_error",
-        &[
-            ("fail", OnError::Fail),
-            ("skip", OnError::Skip),
-            ("dead_letter", OnError::DeadLetter),
-        ],
-    )?;
-    let topic = options.text("dead_letter_topic");
-    let location = options.secret("dead_letter_location");
-    let table = options.text("dead_letter_table");
-    if on_error != OnError::DeadLetter {
-        return match topic.is_some() || location.is_some() || table.is_some() {
-            true => Err(options.error(
-                "dead_letter_topic, dead_letter_location and dead_letter_table need on_error 'dead_letter'",
-            )),
-            false => Ok((on_error, None)),
+/// What becomes of records that are not rows.
+struct SetAside {
+    on_error: OnError,
+    late_rows: LateRows,
+    /// There if either of them says 'dead_letter'.
+    target: Option<DeadLetterTarget>,
+}
+
+impl SetAside {
+    fn new(options: &mut Options, topics: &[String]) -> Result<Self> {
+        let on_error = options.one_of(
+            "on_error",
+            &[
+                ("fail", OnError::Fail),
+                ("skip", OnError::Skip),
+                ("dead_letter", OnError::DeadLetter),
+            ],
+        )?;
+        let late_rows = options.one_of(
+            "late_rows",
+            &[
+                ("drop", LateRows::Drop),
+                ("dead_letter", LateRows::DeadLetter),
+            ],
+        )?;
+        let topic = options.text("dead_letter_topic");
+        let location = options.secret("dead_letter_location");
+        let table = options.text("dead_letter_table");
+        let target = if on_error == OnError::DeadLetter || late_rows == LateRows::DeadLetter {
+            Some(target(options, topics, topic, location, table)?)
+        } else if topic.is_some() || location.is_some() || table.is_some() {
+            return Err(options.error(
+                "dead_letter_topic, dead_letter_location and dead_letter_table need on_error 'dead_letter' or late_rows 'dead_letter'",
+            ));
+        } else {
+            None
         };
+        Ok(Self {
+            on_error,
+            late_rows,
+            target,
+        })
     }
+}
+
+fn target(
+    options: &Options,
+    topics: &[String],
+    topic: Option<String>,
+    location: Option<Secret>,
+    table: Option<String>,
+) -> Result<DeadLetterTarget> {
     if let Some(own) = topic.as_ref().filter(|topic| topics.contains(topic)) {
         return Err(options.error(format!(
             "dead_letter_topic {own} is a topic that the table reads: name another"
         )));
     }
-    let target = match (topic, location, table) {
-        (topic, None, None) => DeadLetterTarget::Topic(topic),
+    match (topic, location, table) {
+        (topic, None, None) => Ok(DeadLetterTarget::Topic(topic)),
         (None, Some(location), Some(table)) if location.expose().starts_with("postgres") => {
-            DeadLetterTarget::Table { location, table }
+            Ok(DeadLetterTarget::Table { location, table })
         }
-        _ => {
-            return Err(options.error(
-                "bad records go to one place: write dead_letter_topic '…', or dead_letter_location 'postgres://…' with dead_letter_table '…'",
-            ));
-        }
-    };
-    Ok((on_error, Some(target)))
+        _ => Err(options.error(
+            "bad records and late rows go to one place: write dead_letter_topic '…', or dead_letter_location 'postgres://…' with dead_letter_table '…'",
+        )),
+    }
 }
 
 fn streaming(options: &mut Options, schema: Option<&SchemaRef>) -> Result<StreamOptions> {

@@ -1,19 +1,18 @@
 //! The worker's half: one split's records, polled and decoded on a thread of its own, batch by batch.
 
 use super::client::{Connection, Context, IsolationLevel, reason};
-use super::dead_letter::{BadRecord, DeadLetterTarget, DeadLetters};
-use super::decode::JsonDecoder;
+use super::dead_letter::DeadLetterTarget;
 use super::offsets::OffsetRange;
-use super::pool::ConsumerPool;
-use super::records::{METADATA_COLUMNS, Records};
+use super::output::{Flow, Output};
+use super::pool::{ConsumerPool, Key, Reading};
 use super::timestamps::EpochUnit;
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::scan::ScanMetrics;
 use crate::scope::Warm;
-use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
-use arrow::compute::filter;
-use arrow::datatypes::{Fields, Schema, SchemaRef};
+use crate::stream::EpochParams;
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
@@ -29,10 +28,12 @@ use tokio::sync::mpsc;
 
 /// Decoded batches that wait for the plan above: enough to overlap, few enough to hold.
 const BATCHES_AHEAD: usize = 2;
-/// A batch is cut at so many bytes of records, however few they are.
-const BATCH_BYTES: usize = 4 << 20;
 /// How long a reader without data sleeps before it looks whether anyone still listens.
 const POLL: Duration = Duration::from_millis(50);
+/// The same in a streaming job, where the record that ends a range is often a transaction's marker, which wakes nobody.
+const POLL_CONTINUOUS: Duration = Duration::from_millis(2);
+/// After so long without a record, a consumer that goes on from the epoch before is assigned anew.
+const MISTRUST: Duration = Duration::from_millis(500);
 
 /// How a record's value is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,12 +58,32 @@ pub struct ReaderPlan {
     pub format: Format,
     pub timestamp_unit: EpochUnit,
     pub on_error: OnError,
-    /// Where bad records go; used only if `on_error` says so.
+    /// Where bad records and late rows go, if they go anywhere.
     pub dead_letters: Option<DeadLetterTarget>,
     /// Whether offsets that are gone end the job or are passed over.
     pub fail_on_data_loss: bool,
     /// Rows wanted of each split, at most.
     pub limit: Option<usize>,
+    /// What the splits of a streaming job need besides.
+    pub stream: Option<StreamPlan>,
+}
+
+/// What a worker must know to read a split of a streaming job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StreamPlan {
+    /// The table's name in the query, for [`EpochParams::late_before`].
+    pub table: String,
+    /// The name of the column with the event time.
+    pub event_time: Option<String>,
+    /// Whether late rows go to the dead letters; else they are left to the operators above.
+    pub late_rows: LateRows,
+}
+
+/// What becomes of a row that comes too late for every INSERT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LateRows {
+    Drop,
+    DeadLetter,
 }
 
 /// Reads the splits of one scan.
@@ -133,7 +154,15 @@ impl SplitReader for KafkaReader {
             .get_extension::<Warm>()
             .unwrap_or_default()
             .of::<ConsumerPool>();
+        let params = ctx.session_config().get_extension::<EpochParams>();
+        let late_before = match (&self.plan.stream, params) {
+            (Some(stream), Some(params)) if stream.late_rows == LateRows::DeadLetter => {
+                params.late_before.get(&stream.table).copied()
+            }
+            _ => None,
+        };
         let scan = SplitScan {
+            late_before,
             schema: Arc::clone(&self.schema),
             plan: self.plan.clone(),
             range: OffsetRange {
@@ -181,92 +210,147 @@ fn receive(
 }
 
 /// The reading of one split.
-struct SplitScan {
-    schema: SchemaRef,
-    plan: ReaderPlan,
-    range: OffsetRange,
-    batch_size: usize,
-    metrics: ScanMetrics,
-}
-
-/// Where the reading stands after a batch.
-#[derive(PartialEq, Eq)]
-enum Flow {
-    GoOn,
-    /// The limit is reached, or nobody listens any more.
-    Stop,
+pub(super) struct SplitScan {
+    pub schema: SchemaRef,
+    pub plan: ReaderPlan,
+    pub range: OffsetRange,
+    pub batch_size: usize,
+    pub metrics: ScanMetrics,
+    /// Rows with an event time before it, ms, are too late.
+    pub late_before: Option<i64>,
 }
 
 impl SplitScan {
     fn run(&self, pool: &ConsumerPool, sender: &mpsc::Sender<RecordBatch>) -> Result<()> {
-        let key = (self.plan.connection.clone(), self.plan.isolation);
-        let consumer = pool.take(&key)?;
+        let key = Key {
+            connection: self.plan.connection.clone(),
+            isolation: self.plan.isolation,
+            continuous: self.plan.stream.is_some(),
+        };
+        let mut reading = pool.take(&key, &self.range)?;
         // After an error the consumer is dropped: its state is unknown.
-        self.scan(&consumer, sender)?;
-        pool.put(key, consumer);
+        let next = self.scan(&mut reading, sender)?;
+        reading.at = next.map(|next| (self.range.topic.clone(), self.range.partition, next));
+        pool.put(key, reading);
         Ok(())
     }
 
+    /// Returns the first offset that was not read, if the consumer is known to stand there.
     fn scan(
         &self,
-        consumer: &BaseConsumer<Context>,
+        reading: &mut Reading,
         sender: &mpsc::Sender<RecordBatch>,
-    ) -> Result<()> {
+    ) -> Result<Option<i64>> {
         let range = &self.range;
         let mut out = Output::new(self, sender)?;
-        self.assign(consumer, range.start)?;
+        // What a consumer says that goes on from the epoch before may be about the time in between: before it is
+        // believed, the consumer is assigned anew.
+        let mut fresh = !reading.leads_to(range);
+        if fresh {
+            reading.ahead = None;
+            self.assign(&reading.consumer, range.start)?;
+        }
+        // Until an assignment has brought something forth, the consumer's position is that of the one before.
+        let mut settled = !fresh;
         // The first offset not yet seen.
         let mut next = range.start;
+        if let Some(message) = reading
+            .ahead
+            .take_if(|message| message.offset() < range.end)
+            && message.offset() >= next
+        {
+            next = message.offset() + 1;
+            out.push(&message)?;
+        }
+        if reading.ahead.is_some() {
+            // Holes from the start to the record at hand.
+            out.flush()?;
+            return Ok(Some(range.end));
+        }
+        let consumer = &reading.consumer;
+        let poll = match self.plan.stream {
+            Some(_) => POLL_CONTINUOUS,
+            None => POLL,
+        };
         let mut quiet_since = Instant::now();
         let mut heard = false;
         let mut last_error = None;
         while next < range.end && !sender.is_closed() {
-            match consumer.poll(POLL) {
+            match consumer.poll(poll) {
                 Some(Ok(message)) => {
-                    heard = true;
+                    (heard, settled) = (true, true);
                     let offset = message.offset();
                     if message.partition() != range.partition || offset < next {
                         continue;
                     }
                     // Holes at the range's end: the record after them ends it.
                     if offset >= range.end {
+                        reading.ahead = self.plan.stream.is_some().then(|| message.detach());
+                        next = range.end;
                         break;
                     }
                     next = offset + 1;
                     if out.push(&message)? == Flow::Stop {
-                        return Ok(());
+                        return Ok(Some(next));
                     }
                     continue;
                 }
                 // Markers or holes up to the partition's end: no further record will come.
                 Some(Err(KafkaError::PartitionEOF(id))) if id == range.partition => {
-                    self.check_end(consumer, next)?;
-                    break;
+                    settled = true;
+                    if fresh {
+                        self.check_end(consumer, next)?;
+                        next = range.end;
+                        break;
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => match self.judge(&error) {
                     Trouble::Passing => last_error = Some(reason(&error)),
+                    _ if !fresh => {
+                        (fresh, settled) = (true, false);
+                        self.assign(consumer, next)?;
+                    }
                     Trouble::Lost => {
                         let first = self.lost(consumer, next)?;
                         next = first;
+                        settled = false;
                         if next < range.end {
                             self.assign(consumer, next)?;
                         }
                     }
                     Trouble::Lasting(error) => return Err(error),
                 },
+                None if settled => next = next.max(self.position(consumer)),
                 None => {}
             }
             // Reached without a record only. Errors may come more often than silence: they are no progress either.
             if std::mem::take(&mut heard) {
                 quiet_since = Instant::now();
             }
+            if !fresh && next < range.end && quiet_since.elapsed() >= MISTRUST {
+                (fresh, settled) = (true, false);
+                self.assign(consumer, next)?;
+            }
             if quiet_since.elapsed() >= self.plan.connection.timeout() {
                 return Err(self.silent(next, last_error));
             }
         }
         out.flush()?;
-        Ok(())
+        Ok(settled.then_some(next))
+    }
+
+    /// How far the consumer has come. Markers of transactions move it on without a record; 0 if it does not know.
+    fn position(&self, consumer: &BaseConsumer<Context>) -> i64 {
+        let positions = consumer.position().ok();
+        let own = positions.and_then(|list| {
+            list.find_partition(&self.range.topic, self.range.partition)
+                .map(|p| p.offset())
+        });
+        match own {
+            Some(Offset::Offset(at)) => at,
+            _ => 0,
+        }
     }
 
     fn assign(&self, consumer: &BaseConsumer<Context>, offset: i64) -> Result<()> {
@@ -281,7 +365,7 @@ impl SplitScan {
         consumer.assign(&list).map_err(|e| failed(&e))
     }
 
-    fn at(&self, offset: i64) -> String {
+    pub(super) fn at(&self, offset: i64) -> String {
         format!(
             "{}[{}] offset {offset}",
             self.range.topic, self.range.partition
@@ -373,172 +457,4 @@ enum Trouble {
     /// The wanted offset does not exist.
     Lost,
     Lasting(Error),
-}
-
-/// From records to batches on the channel.
-struct Output<'a> {
-    scan: &'a SplitScan,
-    sender: &'a mpsc::Sender<RecordBatch>,
-    records: Records,
-    decoder: Option<JsonDecoder>,
-    dead_letters: Option<DeadLetters<'a>>,
-    batch_size: usize,
-    sent: usize,
-}
-
-impl<'a> Output<'a> {
-    fn new(scan: &'a SplitScan, sender: &'a mpsc::Sender<RecordBatch>) -> Result<Self> {
-        let plan = &scan.plan;
-        let wants = |names: &[&str]| {
-            scan.schema
-                .fields()
-                .iter()
-                .any(|field| names.contains(&field.name().as_str()))
-        };
-        let batch_size = scan.batch_size.min(plan.limit.unwrap_or(usize::MAX)).max(1);
-        let decoder = match plan.format {
-            Format::Raw => None,
-            Format::Json => {
-                let fields: Fields = scan
-                    .schema
-                    .fields()
-                    .iter()
-                    .filter(|field| !METADATA_COLUMNS.contains(&field.name().as_str()))
-                    .cloned()
-                    .collect();
-                let schema = Arc::new(Schema::new(fields));
-                Some(JsonDecoder::new(schema, plan.timestamp_unit, batch_size)?)
-            }
-        };
-        let dead_letters = match (plan.on_error, &plan.dead_letters) {
-            (OnError::DeadLetter, Some(target)) => Some(DeadLetters::new(target, &plan.connection)),
-            _ => None,
-        };
-        let whole = dead_letters.is_some();
-        Ok(Self {
-            scan,
-            sender,
-            records: Records::new(
-                whole || wants(&["_key", "key"]),
-                whole || wants(&["_headers"]),
-            ),
-            decoder,
-            dead_letters,
-            batch_size,
-            sent: 0,
-        })
-    }
-
-    fn push(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) -> Result<Flow> {
-        self.records.push(message);
-        if self.records.len() >= self.batch_size || self.records.bytes() >= BATCH_BYTES {
-            return self.flush();
-        }
-        Ok(Flow::GoOn)
-    }
-
-    fn flush(&mut self) -> Result<Flow> {
-        if self.records.len() == 0 {
-            return Ok(Flow::GoOn);
-        }
-        self.scan.metrics.rows_in.add(self.records.len());
-        self.scan.metrics.bytes_in.add(self.records.bytes());
-        let mut batch = self.batch()?;
-        self.records.clear();
-        if let Some(limit) = self.scan.plan.limit {
-            batch = batch.slice(0, batch.num_rows().min(limit - self.sent));
-        }
-        self.sent += batch.num_rows();
-        if batch.num_rows() > 0 && self.sender.blocking_send(batch).is_err() {
-            return Ok(Flow::Stop);
-        }
-        Ok(match self.scan.plan.limit {
-            Some(limit) if self.sent >= limit => Flow::Stop,
-            _ => Flow::GoOn,
-        })
-    }
-
-    /// The records in hand as rows, without the bad ones.
-    fn batch(&mut self) -> Result<RecordBatch> {
-        let range = &self.scan.range;
-        let internal = |e: arrow::error::ArrowError| Error::internal(e.to_string());
-        let decoded = match &mut self.decoder {
-            Some(decoder) => Some(decoder.decode(&self.records.payloads)?),
-            None => None,
-        };
-        let bad = decoded.as_ref().map_or(&[][..], |d| d.bad.as_slice());
-        if !bad.is_empty() {
-            self.treat(bad)?;
-        }
-        let good = (!bad.is_empty()).then(|| {
-            let mut good = vec![true; self.records.len()];
-            for (index, _) in bad {
-                good[*index] = false;
-            }
-            BooleanArray::from(good)
-        });
-        let mut declared = decoded.as_ref().map(|d| d.rows.columns().iter());
-        let columns = self
-            .scan
-            .schema
-            .fields()
-            .iter()
-            .map(|field| -> Result<ArrayRef> {
-                let name = field.name().as_str();
-                if self.decoder.is_some() && !METADATA_COLUMNS.contains(&name) {
-                    // The decoder's columns are the projected ones in the same order.
-                    return declared
-                        .as_mut()
-                        .and_then(Iterator::next)
-                        .map(Arc::clone)
-                        .ok_or_else(|| Error::internal(format!("column {name} was not decoded")));
-                }
-                let column = self
-                    .records
-                    .column(name, &range.topic, range.partition)
-                    .map_err(internal)?
-                    .ok_or_else(|| Error::internal(format!("no record has a {name}")))?;
-                match &good {
-                    Some(good) => filter(&column, good).map_err(internal),
-                    None => Ok(column),
-                }
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let rows = decoded
-            .as_ref()
-            .map_or(self.records.len(), |d| d.rows.num_rows());
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(Arc::clone(&self.scan.schema), columns, &options)
-            .map_err(internal)
-    }
-
-    fn treat(&mut self, bad: &[(usize, String)]) -> Result<()> {
-        let scan = self.scan;
-        match (&mut self.dead_letters, scan.plan.on_error) {
-            (None, OnError::Skip) => scan.metrics.records_skipped.add(bad.len()),
-            (Some(letters), _) => {
-                let records = &self.records;
-                let bad_records = bad.iter().map(|(index, reason)| BadRecord {
-                    topic: &scan.range.topic,
-                    partition: scan.range.partition,
-                    offset: records.offset(*index),
-                    key: records.key(*index),
-                    value: records.payloads.get(*index),
-                    headers: records.headers(*index),
-                    reason,
-                });
-                letters.put(&bad_records.collect::<Vec<_>>())?;
-                scan.metrics.records_dead_lettered.add(bad.len());
-            }
-            (None, _) => {
-                if let Some((index, reason)) = bad.first() {
-                    return Err(Error::data(format!(
-                        "{}: the record does not decode: {reason}; correct the columns, or set on_error 'skip' or 'dead_letter'",
-                        scan.at(self.records.offset(*index)),
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
 }

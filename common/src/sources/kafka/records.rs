@@ -8,7 +8,7 @@ use arrow::array::{
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 use arrow::error::ArrowError;
-use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedHeaders};
+use rdkafka::message::{Headers, Message, OwnedHeaders};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -130,7 +130,7 @@ impl Records {
     }
 
     /// Copies a record out of librdkafka's memory.
-    pub fn push(&mut self, message: &BorrowedMessage<'_>) {
+    pub fn push(&mut self, message: &impl Message) {
         self.payloads.push(message.payload());
         self.offsets.push(message.offset());
         self.timestamps.push(message.timestamp().to_millis());
@@ -138,7 +138,11 @@ impl Records {
             self.keys.push(message.key());
         }
         if self.with_headers {
-            self.headers.push(message.headers().map(|h| h.detach()));
+            let headers = message.headers().map(|headers| {
+                let empty = OwnedHeaders::new_with_capacity(headers.count());
+                headers.iter().fold(empty, OwnedHeaders::insert)
+            });
+            self.headers.push(headers);
         }
     }
 

@@ -22,6 +22,7 @@ use datafusion::physical_expr::ScalarFunctionExpr;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use essaim_common::Error;
 use essaim_common::functions::event_time::EventTime;
+pub use essaim_common::windows::expand::WindowExpandExec;
 use std::sync::Arc;
 
 /// Refuses windows that do not stand by themselves in GROUP BY. Puts a projection on the aggregate that no filter gets

@@ -13,8 +13,6 @@
 mod frame;
 mod names;
 mod restore;
-#[cfg(test)]
-mod tests;
 
 use crate::jobs::state_dir::StateDir;
 use crate::stream::checkpoint::frame::{Kind, Parts};
