@@ -477,3 +477,6 @@ impl ExecutionPlan for StateAggregateExec {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests;

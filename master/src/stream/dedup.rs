@@ -230,3 +230,6 @@ impl ExecutionPlan for StateDedupExec {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests;

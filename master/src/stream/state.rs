@@ -160,3 +160,6 @@ impl KeyedState {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests;
