@@ -220,6 +220,12 @@ impl Planner {
             }
             LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) => {
                 self.check_connector(table)?;
+                if table.unbounded {
+                    // Two aggregates in place of one `count(DISTINCT …)`: the outer one would see changes of groups
+                    // where it needs groups.
+                    self.ctx
+                        .remove_optimizer_rule("single_distinct_aggregation_to_group_by");
+                }
                 None
             }
             _ => None,

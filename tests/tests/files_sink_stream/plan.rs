@@ -35,6 +35,10 @@ impl Source for Planned {
 
 #[async_trait]
 impl StreamSource for Planned {
+    fn schema(&self) -> SchemaRef {
+        Arc::new(Schema::empty())
+    }
+
     fn options(&self) -> StreamOptions {
         StreamOptions::default()
     }
