@@ -179,11 +179,6 @@ impl StateAggregateExec {
             properties: Arc::new(properties),
         }
     }
-
-    /// How it keeps state.
-    pub fn options(&self) -> &StateOptions {
-        &self.core.options
-    }
 }
 
 /// Up to when groups are gone and going, ms.

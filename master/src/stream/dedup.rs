@@ -78,11 +78,6 @@ impl StateDedupExec {
             properties: Arc::new(properties),
         })
     }
-
-    /// What is a duplicate.
-    pub fn options(&self) -> &DedupOptions {
-        &self.options
-    }
 }
 
 impl DedupOptions {
