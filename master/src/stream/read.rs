@@ -5,7 +5,6 @@ use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{SourceProgress, now_ms};
 use crate::plan::Planner;
 use crate::scheduler::{Stages, TaskFacts};
-use crate::stream::SharedCheckpoint;
 use crate::stream::checkpoint::{EpochPlan, TablePlan};
 use crate::stream::context::Watermarks;
 use crate::stream::input::{Input, InputId, Inputs};
@@ -13,6 +12,7 @@ use crate::stream::pace::{self, Pace};
 use crate::stream::plan::StreamPlan;
 use crate::stream::statics::{Held, Tables};
 use crate::stream::watermark::{self, Idleness, TableTimes};
+use crate::stream::{SharedCheckpoint, Waits};
 use arrow::array::RecordBatch;
 use datafusion::execution::TaskContext;
 use essaim_common::connector::Split;
@@ -118,9 +118,7 @@ impl Reader {
                 return Ok(None);
             };
             let started = Instant::now();
-            // An old master that wakes up stops here at the latest.
-            self.shared.jobs.check_fence().await?;
-            let plan = self.checkpoint.lock().await.write_plan(&plan).await?;
+            let plan = self.write_plan(plan).await?;
             durations.insert("write_offsets".to_owned(), ms(started));
             self.planned.push_back(plan);
         }
@@ -186,6 +184,25 @@ impl Reader {
             job: Arc::clone(&self.job),
             held,
         }))
+    }
+
+    /// Writes a plan down. A full disk or an unreachable state dir stops the epochs here until it is gone.
+    async fn write_plan(&self, plan: EpochPlan) -> Result<EpochPlan> {
+        let mut waits = Waits::default();
+        loop {
+            let written = async {
+                // An old master that wakes up stops here at the latest.
+                self.shared.jobs.check_fence().await?;
+                self.checkpoint.lock().await.write_plan(&plan).await
+            };
+            match written.await {
+                Err(error) if error.is_transient() => waits.next(&self.job.handle, &error).await,
+                written => {
+                    waits.over(&self.job.handle);
+                    return written;
+                }
+            }
+        }
     }
 
     fn params(&self, epoch: u64, before: &BTreeMap<String, TableTimes>) -> EpochParams {
