@@ -205,8 +205,14 @@ pub fn chunks(
     let mut chunks = Vec::new();
     let most = (shape.rows as usize / 3).max(2);
     while !events.is_empty() {
-        let least = if chunks.is_empty() { shape.partitions } else { 1 };
-        let size = random.random_range(least..=most.max(least)).min(events.len());
+        let least = if chunks.is_empty() {
+            shape.partitions
+        } else {
+            1
+        };
+        let size = random
+            .random_range(least..=most.max(least))
+            .min(events.len());
         let rest = events.split_off(size);
         chunks.push(std::mem::replace(&mut events, rest));
     }

@@ -1,7 +1,9 @@
 //! Streams with late rows: from the offsets that each epoch read, a model tells its watermark, which rows were late, and
 //! what every window holds.
 
-use crate::events::{BACK, DAY, Event, FORWARD, Feed, MINUTE, SECOND, Shape, chunks, random_events};
+use crate::events::{
+    BACK, DAY, Event, FORWARD, Feed, MINUTE, SECOND, Shape, chunks, random_events,
+};
 use crate::run::Run;
 use anyhow::{Context, Result, ensure};
 use essaim_proto::v1::{EpochProgress, SourceProgress};
@@ -131,7 +133,10 @@ pub fn replay(
             // Which of those that have been read out are idle is a matter of wall-clock time.
             let names: Vec<&String> = drained.iter().collect();
             let found = (1..1_u32 << names.len()).find_map(|set| {
-                let chosen = names.iter().enumerate().filter(|(i, _)| set & (1 << i) != 0);
+                let chosen = names
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| set & (1 << i) != 0);
                 let idle = chosen.map(|(_, name)| (*name).clone()).collect();
                 let mut guess = Times {
                     latest: times.latest.clone(),
@@ -161,22 +166,32 @@ pub fn replay(
 
 /// The rows of a table as the model has them.
 pub async fn groups(database: &Database, table: &str) -> Result<Groups> {
-    let sql = format!(
-        "SELECT (extract(epoch FROM window_start) * 1000)::bigint, k, n, s FROM {table}"
-    );
+    let sql =
+        format!("SELECT (extract(epoch FROM window_start) * 1000)::bigint, k, n, s FROM {table}");
     let mut groups = Groups::new();
     for row in database.rows(&sql).await? {
         let number = |column: usize| row[column].as_deref().unwrap_or("0").parse::<i64>();
         let k = row[1].clone().filter(|k| k != "none");
         let before = groups.insert((number(0)?, k), (number(2)?, number(3)?));
-        ensure!(before.is_none(), "a group is there twice in {table}: {row:?}");
+        ensure!(
+            before.is_none(),
+            "a group is there twice in {table}: {row:?}"
+        );
     }
     Ok(groups)
 }
 
 pub fn same_groups(table: &str, got: &Groups, wanted: &Groups) -> Result<()> {
-    let extra: Vec<_> = got.iter().filter(|(k, v)| wanted.get(k) != Some(v)).take(5).collect();
-    let missing: Vec<_> = wanted.iter().filter(|(k, v)| got.get(k) != Some(v)).take(5).collect();
+    let extra: Vec<_> = got
+        .iter()
+        .filter(|(k, v)| wanted.get(k) != Some(v))
+        .take(5)
+        .collect();
+    let missing: Vec<_> = wanted
+        .iter()
+        .filter(|(k, v)| got.get(k) != Some(v))
+        .take(5)
+        .collect();
     ensure!(
         extra.is_empty() && missing.is_empty(),
         "{table} has {extra:?}, and should have {missing:?}"
@@ -196,7 +211,11 @@ async fn case(seed: u64) -> Result<()> {
     let other = unit * random.random_range(1..=30);
     let span = 15 * size;
     let delay = random.random_range(0..=span / 20);
-    let change = if random.random_bool(0.5) { FORWARD } else { BACK };
+    let change = if random.random_bool(0.5) {
+        FORWARD
+    } else {
+        BACK
+    };
     let shape = Shape {
         partitions: random.random_range(1..=3),
         rows: random.random_range(150..500),
@@ -208,8 +227,14 @@ async fn case(seed: u64) -> Result<()> {
     };
     let most = random.random_range(5..=shape.rows / 3);
     let may_idle = random.random_bool(0.3);
-    let idle = if may_idle { ", idle_timeout '50 milliseconds'" } else { "" };
-    eprintln!("seed {seed}: {size}/{slide} and {other} {shape:?} max_offsets_per_trigger {most}{idle}");
+    let idle = if may_idle {
+        ", idle_timeout '50 milliseconds'"
+    } else {
+        ""
+    };
+    eprintln!(
+        "seed {seed}: {size}/{slide} and {other} {shape:?} max_offsets_per_trigger {most}{idle}"
+    );
 
     let mut feed = Feed::create(shape.partitions as i32).await?;
     let database = Database::create().await?;
@@ -225,7 +250,11 @@ async fn case(seed: u64) -> Result<()> {
     let options = format!(", max_offsets_per_trigger '{most}'{idle}");
     let sql = [
         feed.declare(delay, &options),
-        database.declare("updated", "updated", ", mode 'upsert', key 'window_start,k'"),
+        database.declare(
+            "updated",
+            "updated",
+            ", mode 'upsert', key 'window_start,k'",
+        ),
         database.declare("appended", "appended", ""),
         database.declare("other", "other", ""),
         database.declare("complete", "complete", ", mode 'overwrite'"),
@@ -256,8 +285,16 @@ async fn case(seed: u64) -> Result<()> {
     let [updated, appended, tumbled, complete] = &inserts;
     let of = async |table| groups(&database, table).await;
     same_groups("updated", &of("updated").await?, &updated.groups)?;
-    same_groups("appended", &of("appended").await?, &appended.closed(times.watermark))?;
-    same_groups("other", &of("other").await?, &tumbled.closed(times.watermark))?;
+    same_groups(
+        "appended",
+        &of("appended").await?,
+        &appended.closed(times.watermark),
+    )?;
+    same_groups(
+        "other",
+        &of("other").await?,
+        &tumbled.closed(times.watermark),
+    )?;
     same_groups("complete", &of("complete").await?, &complete.groups)?;
     let late: u64 = inserts.iter().flat_map(|insert| &insert.late).sum();
     let totals = run.client.get(&run.id).await?.totals.unwrap_or_default();
@@ -272,7 +309,9 @@ async fn cases(from: u64) -> Result<()> {
     let count: u64 = count.map_or(Ok(5), |count| count.parse())?;
     for round in 0..count {
         let seed = from + 2 * round;
-        case(seed).await.map_err(|e| e.context(format!("seed {seed}")))?;
+        case(seed)
+            .await
+            .map_err(|e| e.context(format!("seed {seed}")))?;
     }
     Ok(())
 }

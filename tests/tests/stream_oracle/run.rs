@@ -3,9 +3,7 @@
 use crate::events::Feed;
 use anyhow::{Context, Result, bail, ensure};
 use essaim_proto::v1::jobs_client::JobsClient;
-use essaim_proto::v1::{
-    EpochProgress, EpochsRequest, Job, JobState, StopRequest, SubmitRequest,
-};
+use essaim_proto::v1::{EpochProgress, EpochsRequest, Job, JobState, StopRequest, SubmitRequest};
 use essaim_tests::client::{Client, ended};
 use essaim_tests::cluster::shared;
 use essaim_tests::postgres::Database;
@@ -62,7 +60,9 @@ impl Run {
         .await;
         let job = match job {
             Ok(job) => job,
-            Err(error) => return Err(error.context(format!("{:?}", self.client.get(&self.id).await))),
+            Err(error) => {
+                return Err(error.context(format!("{:?}", self.client.get(&self.id).await)));
+            }
         };
         if !wanted(&job) {
             bail!("job {} is {:?}: {}", self.name, job.state(), job.message);
@@ -132,7 +132,8 @@ fn has_read(job: &Job, table: &str, feed: &Feed) -> bool {
 /// They differ; shows some of the rows that are only in one.
 pub async fn same(database: &Database, got: &str, wanted: &str) -> Result<()> {
     let only = async |a: &str, b: &str| {
-        let sql = format!("(SELECT * FROM ({a}) a) EXCEPT ALL (SELECT * FROM ({b}) b) ORDER BY 1, 2");
+        let sql =
+            format!("(SELECT * FROM ({a}) a) EXCEPT ALL (SELECT * FROM ({b}) b) ORDER BY 1, 2");
         database.rows(&sql).await
     };
     let (extra, missing) = (only(got, wanted).await?, only(wanted, got).await?);

@@ -79,14 +79,19 @@ impl Windows {
 
     /// At random, from ms to months, with a time to begin at and how far the events go.
     fn random(random: &mut SmallRng, kind: u64) -> (Self, i64, i64) {
-        let size = |random: &mut SmallRng, unit: i64, most: i64| unit * random.random_range(1..=most);
+        let size =
+            |random: &mut SmallRng, unit: i64, most: i64| unit * random.random_range(1..=most);
         // Half of them tumble, and of the others some have a slide that divides the size.
         let slide = |random: &mut SmallRng, size: i64| match random.random_range(0..4) {
             0 | 1 => size,
             2 => size / (2..=5).filter(|d| size % d == 0).max().unwrap_or(1),
             _ => random.random_range((size / 6).max(1)..=size),
         };
-        let change = if random.random_bool(0.5) { FORWARD } else { BACK };
+        let change = if random.random_bool(0.5) {
+            FORWARD
+        } else {
+            BACK
+        };
         let (unit, most) = match kind % 5 {
             0 => (1, 40),
             1 => (SECOND, 90),
@@ -147,7 +152,11 @@ async fn case(seed: u64, kills: Kills) -> Result<()> {
     };
     let sql = [
         feed.declare(delay, &format!(", max_offsets_per_trigger '{most}'")),
-        database.declare("updated", "updated", ", mode 'upsert', key 'window_start,k'"),
+        database.declare(
+            "updated",
+            "updated",
+            ", mode 'upsert', key 'window_start,k'",
+        ),
         database.declare("appended", "appended", ""),
         database.declare("complete", "complete", ", mode 'overwrite'"),
         insert("updated", "update", "coalesce(k, 'none')"),
@@ -194,9 +203,16 @@ async fn case(seed: u64, kills: Kills) -> Result<()> {
         )
     };
     let got = |table: &str| {
-        format!("SELECT window_start, window_end, k, n, c, s, lo, hi, round(a::numeric, 6) AS a, d FROM {table}")
+        format!(
+            "SELECT window_start, window_end, k, n, c, s, lo, hi, round(a::numeric, 6) AS a, d FROM {table}"
+        )
     };
-    same(&database, &got("updated"), &wanted("coalesce(k, 'none')", "")).await?;
+    same(
+        &database,
+        &got("updated"),
+        &wanted("coalesce(k, 'none')", ""),
+    )
+    .await?;
     same(&database, &got("appended"), &wanted("k", "WHERE id >= 0")).await?;
     same(&database, &got("complete"), &wanted("k", "")).await?;
     let job = run.client.get(&run.id).await?;
