@@ -15,6 +15,7 @@ mod late;
 mod pace;
 pub mod plan;
 mod read;
+mod session;
 mod setup;
 pub mod state;
 mod statics;

@@ -118,6 +118,8 @@ impl Reader {
                 return Ok(None);
             };
             let started = Instant::now();
+            // An old master that wakes up stops here at the latest.
+            self.shared.jobs.check_fence().await?;
             let plan = self.checkpoint.lock().await.write_plan(&plan).await?;
             durations.insert("write_offsets".to_owned(), ms(started));
             self.planned.push_back(plan);

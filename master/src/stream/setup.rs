@@ -23,7 +23,7 @@ use essaim_common::stream::{OutputMode, StreamSink};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// One INSERT as it was submitted, which can be planned again.
@@ -276,11 +276,13 @@ pub(super) async fn start(
         idle: Duration::ZERO,
     };
     let finisher = Finisher {
+        shared: Arc::clone(shared),
         job,
         checkpoint,
         states,
         committed,
         max_state_bytes: settings.max_state_bytes,
+        saved: Instant::now(),
     };
     Ok((reader, finisher))
 }

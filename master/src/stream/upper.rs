@@ -8,8 +8,8 @@ use crate::stream::dedup::{DedupOptions, StateDedupExec};
 use crate::stream::input::InputId;
 use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::expressions::{Column, Literal};
+use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::filter::FilterExec;
@@ -22,9 +22,10 @@ use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMerge
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::unnest::UnnestExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use essaim_common::functions::window::{WINDOW_KEY, WindowSpec};
+use essaim_common::functions::window::{SESSION_KEY, WINDOW_KEY, WindowSpec, session_gap};
 use essaim_common::sink::StreamInsertExec;
 use essaim_common::stream::{OutputMode, StreamSource};
+use essaim_common::windows::session::{SessionColumns, SessionMergeExec};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -207,6 +208,17 @@ impl<'a> UpperBuilder<'a> {
     ) -> Result<Built> {
         let window = window_of(aggregate)?;
         let dedup = self.dedup(aggregate);
+        let session = session_of(aggregate)?;
+        if let Some(session) = &session {
+            if mode == OutputMode::Update {
+                return Err(Error::invalid(
+                    "sessions grow into one another, so rows written before would stay behind: SET essaim.output_mode = 'append' for an INSERT that groups by session_window()",
+                ));
+            }
+            // A session is closed once the watermark has reached its end.
+            self.late = Late::Allowance(session.gap_ms - 1);
+            self.late_column = LateColumn::Group(session.columns.start);
+        }
         // The aggregate next to the stream decides: it comes last on the way down.
         if let Some((column, spec)) = &window {
             self.late = Late::Window(*spec);
@@ -215,7 +227,15 @@ impl<'a> UpperBuilder<'a> {
             self.late = Late::Allowance(0);
             self.late_column = LateColumn::Named(name);
         }
-        let below = self.node(aggregate.input(), OutputMode::Append)?;
+        let input = session
+            .as_ref()
+            .map_or(aggregate.input(), |session| &session.events);
+        let below = self.node(input, OutputMode::Append)?;
+        if below.delay_ms == i64::MAX {
+            return Err(Error::invalid(
+                "an aggregate over sessions has no end to wait for, as a session may be of any length: write the sessions to a table, and aggregate that",
+            ));
+        }
         let op = format!("{}/{}", self.index, self.operators.len());
         let template = rebuild(Arc::clone(node), vec![single(below.plan)])?;
         self.operators.push(Operator {
@@ -237,6 +257,7 @@ impl<'a> UpperBuilder<'a> {
             });
         }
         let (expiry, delay_ms) = match window {
+            _ if let Some(session) = session => (Expiry::Session(session.columns), i64::MAX),
             Some((column, spec)) => (
                 Expiry::Window {
                     column,
@@ -390,6 +411,49 @@ fn window_of(aggregate: &AggregateExec) -> Result<Option<(usize, WindowSpec)>> {
     Ok(None)
 }
 
+/// The sessions that an aggregate groups by.
+struct Session {
+    columns: SessionColumns,
+    /// What yields the events.
+    events: Arc<dyn ExecutionPlan>,
+    gap_ms: i64,
+}
+
+fn session_of(aggregate: &AggregateExec) -> Result<Option<Session>> {
+    let mut node = aggregate.input();
+    while node.is::<RepartitionExec>() || node.is::<CoalescePartitionsExec>() {
+        node = only_child(node)?;
+    }
+    let Some(merge) = node.downcast_ref::<SessionMergeExec>() else {
+        return Ok(None);
+    };
+    let events = only_child(node)?;
+    let columns = merge.columns().clone();
+    let gap_ms = gap_of(events, columns.end)
+        .ok_or_else(|| Error::internal("session_window() has no gap in its plan"))?;
+    Ok(Some(Session {
+        columns,
+        events: Arc::clone(events),
+        gap_ms,
+    }))
+}
+
+/// The gap in the partial aggregate at or below a node, ms; `column` is the group column with the end of an event.
+fn gap_of(node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<i64> {
+    if let Some(leaf) = node.downcast_ref::<StageInputExec>() {
+        return gap_of(&leaf.stage().plan, column);
+    }
+    if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        let (expr, _) = aggregate.group_expr().expr().get(column)?;
+        let function = expr.downcast_ref::<ScalarFunctionExpr>()?;
+        let gap = function.args().get(1)?.downcast_ref::<Literal>()?;
+        return session_gap(gap.value()).ok();
+    }
+    node.children()
+        .into_iter()
+        .find_map(|child| gap_of(child, column))
+}
+
 /// Whether an aggregate only tells which groups there are, or the first row of each: SELECT DISTINCT [ON].
 fn is_dedup(aggregate: &AggregateExec) -> bool {
     !aggregate.group_expr().expr().is_empty()
@@ -399,10 +463,19 @@ fn is_dedup(aggregate: &AggregateExec) -> bool {
             .all(|function| function.fun().name() == "first_value")
 }
 
+/// Whether one of an aggregate's group columns says so in its metadata.
+fn groups_by(aggregate: &AggregateExec, key: &str) -> bool {
+    let groups = aggregate.group_expr().expr().len();
+    let schema = aggregate.schema();
+    let mut fields = schema.fields().iter().take(groups);
+    fields.any(|field| field.metadata().contains_key(key))
+}
+
 /// What a query is made of, as far as its output mode depends on it.
 struct Shape {
     aggregates: bool,
     windowed: bool,
+    sessions: bool,
 }
 
 impl Shape {
@@ -414,7 +487,10 @@ impl Shape {
             aggregates: counted().count() > 0,
             windowed: counted()
                 .next()
-                .is_some_and(|aggregate| window_of(aggregate).is_ok_and(|w| w.is_some())),
+                .is_some_and(|aggregate| groups_by(aggregate, WINDOW_KEY)),
+            sessions: counted()
+                .next()
+                .is_some_and(|aggregate| groups_by(aggregate, SESSION_KEY)),
         }
     }
 
@@ -424,8 +500,9 @@ impl Shape {
         prefers_update: bool,
         is_timed: bool,
     ) -> Result<OutputMode> {
-        let closes = self.windowed && is_timed;
+        let closes = (self.windowed || self.sessions) && is_timed;
         match wanted {
+            None if self.sessions && closes => Ok(OutputMode::Append),
             None if !self.aggregates => Ok(OutputMode::Append),
             None if prefers_update => Ok(OutputMode::Update),
             None if closes => Ok(OutputMode::Append),
