@@ -147,6 +147,7 @@ async fn claim(dir: &StateDir) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::model::JobKind;
     use essaim_common::ErrorKind;
 
     #[tokio::test]
@@ -154,7 +155,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = folder.path().to_str().unwrap();
         let old = Store::open(url).await.unwrap();
-        let job = JobRecord::new("id".to_owned(), "name".to_owned(), "SELECT 1".to_owned());
+        let job = JobRecord::new(
+            "id".to_owned(),
+            "name".to_owned(),
+            "SELECT 1".to_owned(),
+            JobKind::Batch,
+        );
         old.save(&job).await.unwrap();
         // Also when its own claim has been removed by those after it.
         for _ in 0..4 {
