@@ -29,8 +29,11 @@ use std::time::{Duration, Instant};
 /// With the trigger '0', how long to wait before a look at sources that had nothing new: ever longer.
 const IDLE_LEAST: Duration = Duration::from_millis(5);
 const IDLE_MOST: Duration = Duration::from_millis(100);
-/// Splits of an epoch for each slot: more balance better, fewer cost less.
-const SPLITS_PER_SLOT: usize = 2;
+/// Tasks of a large epoch for each slot: more balance better. A small one has one for each slot, as tasks cost more than
+/// their rows.
+const TASKS_PER_SLOT: usize = 2;
+/// Offsets of a small epoch.
+const SMALL: u64 = 50_000;
 
 /// When epochs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -395,15 +398,25 @@ async fn read(
     let inputs = Inputs::default();
     held.fill(&inputs);
     let slots = shared.registry.slots().max(1);
+    let offsets: u64 = plan
+        .tables
+        .values()
+        .map(|read| pace::distance(&read.start, &read.end))
+        .sum();
+    let tasks = if offsets <= SMALL {
+        slots
+    } else {
+        slots * TASKS_PER_SLOT
+    };
     let mut splits: HashMap<String, Vec<Arc<[Split]>>> = HashMap::new();
     for (table, read) in &plan.tables {
         let source = job.plan.sources.get(table).ok_or_else(|| {
             Error::internal(format!("an epoch of table {table}, which is not read"))
         })?;
         let found = source
-            .splits(&read.start, &read.end, slots * SPLITS_PER_SLOT)
+            .splits(&read.start, &read.end, tasks)
             .map_err(|e| e.context(format!("table {table}")))?;
-        splits.insert(table.clone(), grouped(found, slots * SPLITS_PER_SLOT));
+        splits.insert(table.clone(), grouped(found, tasks));
     }
     let settings = job.planner.settings();
     let stages = Stages::for_epoch(
