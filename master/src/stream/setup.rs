@@ -223,6 +223,7 @@ pub(super) async fn start(
     let mut positions = BTreeMap::new();
     let mut next_epoch = 0;
     if let Some(last) = &restored.committed {
+        restore_progress(handle, &last.progress);
         next_epoch = last.epoch + 1;
         positions = last.offsets.clone();
         for (table, latest) in &last.max_event_times {
@@ -285,6 +286,18 @@ pub(super) async fn start(
         saved: Instant::now(),
     };
     Ok((reader, finisher))
+}
+
+/// What the last epoch told of itself, and of all before it.
+fn restore_progress(handle: &JobHandle, progress: &serde_json::Value) {
+    let epoch = serde_json::from_value(progress["epoch"].clone());
+    let totals = serde_json::from_value(progress["totals"].clone());
+    match (epoch, totals) {
+        (Ok(epoch), Ok(totals)) => handle.update(|record| record.restore_epochs(epoch, totals)),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(job = %handle.id(), %error, "the progress of the epochs before is not known");
+        }
+    }
 }
 
 /// State as the last epoch left it.

@@ -8,6 +8,8 @@ use crate::stream::dedup::{DedupOptions, StateDedupExec};
 use crate::stream::input::InputId;
 use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
+use datafusion::common::JoinType;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::physical_expr::expressions::{Column, Literal};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -25,6 +27,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use essaim_common::functions::window::{SESSION_KEY, WINDOW_KEY, WindowSpec, session_gap};
 use essaim_common::sink::StreamInsertExec;
 use essaim_common::stream::{OutputMode, StreamSource};
+use essaim_common::windows::expand::WindowExpandExec;
 use essaim_common::windows::session::{SessionColumns, SessionMergeExec};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
@@ -131,10 +134,11 @@ impl<'a> UpperBuilder<'a> {
                 delay_ms: 0,
             });
         }
-        if node.is::<RepartitionExec>()
+        let is_exchange = node.is::<RepartitionExec>()
             || node.is::<CoalescePartitionsExec>()
-            || node.is::<SortPreservingMergeExec>()
-        {
+            || node.is::<SortPreservingMergeExec>();
+        // One that also limits stays as it is: it has one partition to merge.
+        if is_exchange && node.fetch().is_none() {
             let child = only_child(node)?;
             let built = self.node(child, mode)?;
             return Ok(Built {
@@ -179,6 +183,14 @@ impl<'a> UpperBuilder<'a> {
         node: &Arc<dyn ExecutionPlan>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let stage = leaf.stage();
+        let limits = |node: &Arc<dyn ExecutionPlan>| {
+            Ok(node.fetch().is_some()
+                || node.is::<LocalLimitExec>()
+                || node.is::<GlobalLimitExec>())
+        };
+        if stage.plan.exists(limits)? {
+            return Err(Error::invalid(NO_LIMIT));
+        }
         for broadcast in &stage.broadcasts {
             if reads_stream(&broadcast.plan) {
                 return Err(Error::invalid(
@@ -288,33 +300,27 @@ impl<'a> UpperBuilder<'a> {
 
     /// What may stand above the cut of a stream: what looks at each row by itself, and what has the whole result.
     fn check(&self, node: &Arc<dyn ExecutionPlan>, mode: OutputMode) -> Result<()> {
+        let limits =
+            node.fetch().is_some() || node.is::<GlobalLimitExec>() || node.is::<LocalLimitExec>();
+        if limits {
+            return match mode {
+                OutputMode::Complete => Ok(()),
+                OutputMode::Append | OutputMode::Update => Err(Error::invalid(NO_LIMIT)),
+            };
+        }
         let row_by_row = node.is::<FilterExec>()
             || node.is::<ProjectionExec>()
             || node.is::<UnnestExec>()
             || node.is::<UnionExec>()
-            || node.is::<essaim_common::windows::expand::WindowExpandExec>()
+            || node.is::<SortExec>()
+            || node.is::<WindowExpandExec>()
             || node.name() == "CooperativeExec";
-        let joins_table = node.is::<HashJoinExec>()
-            || node.is::<CrossJoinExec>()
-            || node.is::<NestedLoopJoinExec>();
-        if row_by_row || joins_table {
+        if row_by_row {
             return Ok(());
         }
-        let needs_whole = node.is::<GlobalLimitExec>()
-            || node.is::<LocalLimitExec>()
-            || node
-                .downcast_ref::<SortExec>()
-                .is_some_and(|s| s.fetch().is_some());
-        if node.is::<SortExec>() && !needs_whole {
-            return Ok(());
-        }
-        if needs_whole && mode == OutputMode::Complete {
-            return Ok(());
-        }
-        if needs_whole {
-            return Err(Error::invalid(
-                "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result",
-            ));
+        if let Some((join_type, sides)) = table_join(node) {
+            let stream_is_left = sides.first().is_some_and(|side| reads_stream(side));
+            return keeps_stream(join_type, stream_is_left);
         }
         Err(Error::invalid(format!(
             "a stream cannot be read by {}: window functions (OVER), large sorts and merge joins need all rows at once; GROUP BY window(…) instead",
@@ -378,6 +384,43 @@ fn meaning(aggregate: &AggregateExec) -> String {
         .map(|f| f.name().to_owned())
         .collect();
     format!("{} by {}", functions.join(", "), groups.join(", "))
+}
+
+const NO_LIMIT: &str = "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result";
+
+/// The type and the sides of a join with a table, above the cut.
+fn table_join(node: &Arc<dyn ExecutionPlan>) -> Option<(JoinType, Vec<&Arc<dyn ExecutionPlan>>)> {
+    let join_type = if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+        *join.join_type()
+    } else if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
+        *join.join_type()
+    } else if node.is::<CrossJoinExec>() {
+        JoinType::Inner
+    } else {
+        return None;
+    };
+    Some((join_type, node.children()))
+}
+
+/// Whether a join yields rows of the stream only when they come, and none of the table for want of a match: what has no
+/// match in this epoch may have one in the next.
+fn keeps_stream(join_type: JoinType, stream_is_left: bool) -> Result<()> {
+    let keeps = match join_type {
+        JoinType::Inner => true,
+        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => {
+            stream_is_left
+        }
+        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => {
+            !stream_is_left
+        }
+        JoinType::Full => false,
+    };
+    if keeps {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "this join asks which rows of the table have no match in the stream, which is never known: write stream JOIN table, stream LEFT JOIN table, or WHERE … IN (SELECT … FROM table)",
+    ))
 }
 
 fn only_child(node: &Arc<dyn ExecutionPlan>) -> Result<&Arc<dyn ExecutionPlan>> {

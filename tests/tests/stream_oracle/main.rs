@@ -1,0 +1,10 @@
+//! Windows, watermarks and the life of streaming jobs, against what PostgreSQL and a small model make of the same rows.
+
+mod aggregates;
+mod dedup;
+mod events;
+mod idle;
+mod joins;
+mod late;
+mod run;
+mod windows;
