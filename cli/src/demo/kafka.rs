@@ -1,8 +1,10 @@
 //! An embedded Kafka broker and the topic `toots` in it.
 
+use super::latency::Produced;
 use super::postgres::Ledger;
-use super::toots::Toot;
+use super::toots::Author;
 use anyhow::{Context, Result, ensure};
+use chrono::Utc;
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -20,12 +22,12 @@ pub const TOPIC: &str = "toots";
 pub const PARTITIONS: i32 = 12;
 /// How long the broker may take for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Toots sent before others have their turn.
-const TURN: u64 = 500;
+/// Between two lots of toots.
+const TURN: Duration = Duration::from_millis(5);
 const POLL: Duration = Duration::from_millis(10);
 
 /// librdkafka's mock broker, in this process. It drops a partition's oldest messages beyond 5 MiB or 100,000 batches,
-/// which [`Broker::fill`] checks has not happened.
+/// which [`Broker::produce`] checks has not happened.
 pub struct Broker {
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
@@ -46,40 +48,58 @@ impl Broker {
         self.cluster.bootstrap_servers()
     }
 
-    /// Sends the toots, in turn to each partition, and notes them in the ledger. Returns how many the topic holds.
+    /// Sends toots for so long, in turn to each partition, and notes them in the ledger. Returns how many the topic
+    /// holds at the end. `produced` always knows how many were sent.
     ///
     /// # Errors
     /// A message that the broker did not take, or did not keep.
-    pub async fn fill(&self, toots: impl Iterator<Item = Toot>, mut ledger: Ledger) -> Result<u64> {
+    pub async fn produce(
+        &self,
+        mut author: Author,
+        per_second: u64,
+        length: Duration,
+        mut ledger: Ledger,
+        produced: &Produced,
+    ) -> Result<u64> {
         let deliveries = Deliveries::default();
         let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
             .set("bootstrap.servers", self.address())
             // The broker's limit is in bytes as they are sent.
             .set("compression.type", "zstd")
-            .set("linger.ms", "100")
-            .set("queue.buffering.max.messages", "1000000")
-            .set("queue.buffering.max.kbytes", "1048576")
+            .set("linger.ms", "5")
             .create_with_context(deliveries.clone())?;
         let mut sent: u64 = 0;
-        for toot in toots {
-            let value = toot.json()?;
-            let key = toot.account_id.to_string();
-            // Below PARTITIONS.
-            let partition = (sent % PARTITIONS as u64) as i32;
-            producer
-                .send(
-                    BaseRecord::to(TOPIC)
-                        .partition(partition)
-                        .key(&key)
-                        .payload(&value)
-                        .timestamp(toot.created_ms),
-                )
-                .map_err(|(error, _)| error)?;
-            ledger.note(&toot).await?;
-            sent += 1;
-            if sent.is_multiple_of(TURN) {
-                // Neither of the two sends above waits often: what runs beside must have its turn.
-                tokio::task::yield_now().await;
+        let mut turns = tokio::time::interval(TURN);
+        let started = Instant::now();
+        loop {
+            turns.tick().await;
+            let elapsed = started.elapsed().min(length);
+            // Of seconds by toots a second: far below 2^64.
+            let due = (elapsed.as_micros() as u64) * per_second / 1_000_000;
+            // Before they are sent: what is measured against it is never too short.
+            let now = Instant::now();
+            let created_ms = Utc::now().timestamp_millis();
+            while sent < due {
+                let toot = author.write(created_ms);
+                let value = toot.json()?;
+                let key = toot.account_id.to_string();
+                // Below PARTITIONS.
+                let partition = (sent % PARTITIONS as u64) as i32;
+                producer
+                    .send(
+                        BaseRecord::to(TOPIC)
+                            .partition(partition)
+                            .key(&key)
+                            .payload(&value)
+                            .timestamp(toot.created_ms),
+                    )
+                    .map_err(|(error, _)| error)?;
+                ledger.note(&toot).await?;
+                sent += 1;
+            }
+            produced.note(now, sent);
+            if elapsed == length {
+                break;
             }
         }
         let noted = ledger.finish().await?;
