@@ -15,6 +15,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, ProducerContext, Thr
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::time::MissedTickBehavior;
 
 /// The topic.
 pub const TOPIC: &str = "toots";
@@ -27,7 +28,7 @@ const TURN: Duration = Duration::from_millis(5);
 const POLL: Duration = Duration::from_millis(10);
 
 /// librdkafka's mock broker, in this process. It drops a partition's oldest messages beyond 5 MiB or 100,000 batches,
-/// which [`Broker::produce`] checks has not happened.
+/// which [`produce`] checks has not happened.
 pub struct Broker {
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
@@ -47,89 +48,90 @@ impl Broker {
     pub fn address(&self) -> String {
         self.cluster.bootstrap_servers()
     }
+}
 
-    /// Sends toots for so long, in turn to each partition, and notes them in the ledger. Returns how many the topic
-    /// holds at the end. `produced` always knows how many were sent.
-    ///
-    /// # Errors
-    /// A message that the broker did not take, or did not keep.
-    pub async fn produce(
-        &self,
-        mut author: Author,
-        per_second: u64,
-        length: Duration,
-        mut ledger: Ledger,
-        produced: &Produced,
-    ) -> Result<u64> {
-        let deliveries = Deliveries::default();
-        let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
-            .set("bootstrap.servers", self.address())
-            // The broker's limit is in bytes as they are sent.
-            .set("compression.type", "zstd")
-            .set("linger.ms", "5")
-            .create_with_context(deliveries.clone())?;
-        let mut sent: u64 = 0;
-        let mut turns = tokio::time::interval(TURN);
-        let started = Instant::now();
-        loop {
-            turns.tick().await;
-            let elapsed = started.elapsed().min(length);
-            // Of seconds by toots a second: far below 2^64.
-            let due = (elapsed.as_micros() as u64) * per_second / 1_000_000;
-            // Before they are sent: what is measured against it is never too short.
-            let now = Instant::now();
-            let created_ms = Utc::now().timestamp_millis();
-            while sent < due {
-                let toot = author.write(created_ms);
-                let value = toot.json()?;
-                let key = toot.account_id.to_string();
-                // Below PARTITIONS.
-                let partition = (sent % PARTITIONS as u64) as i32;
-                producer
-                    .send(
-                        BaseRecord::to(TOPIC)
-                            .partition(partition)
-                            .key(&key)
-                            .payload(&value)
-                            .timestamp(toot.created_ms),
-                    )
-                    .map_err(|(error, _)| error)?;
-                ledger.note(&toot).await?;
-                sent += 1;
-            }
-            produced.note(now, sent);
-            if elapsed == length {
-                break;
-            }
+/// Sends toots to the broker for so long, in turn to each partition, and notes them in the ledger. Returns how many the topic
+/// holds at the end. `produced` always knows how many were sent.
+///
+/// # Errors
+/// A message that the broker did not take, or did not keep.
+pub async fn produce(
+    address: String,
+    mut author: Author,
+    per_second: u64,
+    length: Duration,
+    mut ledger: Ledger,
+    produced: Arc<Produced>,
+) -> Result<u64> {
+    let deliveries = Deliveries::default();
+    let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
+        .set("bootstrap.servers", &address)
+        // The broker's limit is in bytes as they are sent.
+        .set("compression.type", "zstd")
+        .set("linger.ms", "5")
+        .create_with_context(deliveries.clone())?;
+    let mut sent: u64 = 0;
+    let mut turns = tokio::time::interval(TURN);
+    // One that is behind sends more at a time, not faster.
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let started = Instant::now();
+    loop {
+        turns.tick().await;
+        let elapsed = started.elapsed().min(length);
+        // Of seconds by toots a second: far below 2^64.
+        let due = (elapsed.as_micros() as u64) * per_second / 1_000_000;
+        // Before they are sent: what is measured against it is never too short.
+        let now = Instant::now();
+        let created_ms = Utc::now().timestamp_millis();
+        while sent < due {
+            let toot = author.write(created_ms);
+            let value = toot.json()?;
+            let key = toot.account_id.to_string();
+            // Below PARTITIONS.
+            let partition = (sent % PARTITIONS as u64) as i32;
+            producer
+                .send(
+                    BaseRecord::to(TOPIC)
+                        .partition(partition)
+                        .key(&key)
+                        .payload(&value)
+                        .timestamp(toot.created_ms),
+                )
+                .map_err(|(error, _)| error)?;
+            ledger.note(&toot).await?;
+            sent += 1;
         }
-        let noted = ledger.finish().await?;
-        ensure!(
-            noted == sent,
-            "{sent} toots were sent but {noted} were noted"
-        );
-        let deadline = Instant::now() + PATIENCE;
-        while deliveries.done() < sent {
-            ensure!(
-                Instant::now() < deadline,
-                "the broker has taken {} of {sent} toots within {} s",
-                deliveries.done(),
-                PATIENCE.as_secs()
-            );
-            tokio::time::sleep(POLL).await;
+        produced.note(now, sent);
+        if elapsed == length {
+            break;
         }
-        if let Some(error) = deliveries.0.failed.get() {
-            return Err(error.clone()).context("the broker did not take a toot");
-        }
-        // Nothing is in flight: there is nothing to wait for when it is dropped.
-        drop(producer);
-        let address = self.address();
-        let kept = tokio::task::spawn_blocking(move || kept(&address)).await??;
-        ensure!(
-            kept == sent,
-            "{sent} toots were sent but the topic holds {kept}"
-        );
-        Ok(kept)
     }
+    let noted = ledger.finish().await?;
+    ensure!(
+        noted == sent,
+        "{sent} toots were sent but {noted} were noted"
+    );
+    let deadline = Instant::now() + PATIENCE;
+    while deliveries.done() < sent {
+        ensure!(
+            Instant::now() < deadline,
+            "the broker has taken {} of {sent} toots within {} s",
+            deliveries.done(),
+            PATIENCE.as_secs()
+        );
+        tokio::time::sleep(POLL).await;
+    }
+    if let Some(error) = deliveries.0.failed.get() {
+        return Err(error.clone()).context("the broker did not take a toot");
+    }
+    // Nothing is in flight: there is nothing to wait for when it is dropped.
+    drop(producer);
+    let kept = tokio::task::spawn_blocking(move || kept(&address)).await??;
+    ensure!(
+        kept == sent,
+        "{sent} toots were sent but the topic holds {kept}"
+    );
+    Ok(kept)
 }
 
 /// How many messages the topic holds, all from offset 0 on.

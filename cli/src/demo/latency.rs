@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two looks at the result table. A latency is too long by at most so much and the time of the query.
@@ -46,8 +47,8 @@ impl Seen {
     ///
     /// # Errors
     /// The server's. It does not return otherwise.
-    pub async fn look(&self, url: &str, table: &str) -> Result<Infallible> {
-        let mut connection = PgConnection::connect(url).await?;
+    pub async fn look(self: Arc<Self>, url: String, table: &'static str) -> Result<Infallible> {
+        let mut connection = PgConnection::connect(&url).await?;
         let there = format!("SELECT to_regclass('{table}') IS NOT NULL");
         while !sqlx::query_scalar::<_, bool>(AssertSqlSafe(there.clone()))
             .fetch_one(&mut connection)

@@ -26,9 +26,10 @@ use screen::Screen;
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio_util::task::AbortOnDropHandle;
 use toots::Author;
 
 /// Toots a second, and for how long they come.
@@ -167,13 +168,24 @@ async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Out
         LENGTH.as_secs()
     ));
 
-    let (produced, seen, total) = (Produced::default(), Seen::default(), OnceLock::new());
+    let (produced, seen) = (Arc::new(Produced::default()), Arc::new(Seen::default()));
+    let ledger = Ledger::new(&postgres).await?;
+    let author = Author::new(ACCOUNTS);
+    let produce = kafka::produce(
+        broker.address(),
+        author,
+        PER_SECOND,
+        LENGTH,
+        ledger,
+        Arc::clone(&produced),
+    );
+    // Tasks of their own: neither waits for the other, or for the screen.
+    let produce = AbortOnDropHandle::new(tokio::spawn(produce));
+    let look = Arc::clone(&seen).look(postgres.url.clone(), account::LANGUAGES);
+    let look = AbortOnDropHandle::new(tokio::spawn(look));
+    let total = OnceLock::new();
     let produce = async {
-        let ledger = Ledger::new(&postgres).await?;
-        let author = Author::new(ACCOUNTS);
-        let kafka_rows = broker
-            .produce(author, PER_SECOND, LENGTH, ledger, &produced)
-            .await?;
+        let kafka_rows = produce.await??;
         Ok(*total.get_or_init(|| kafka_rows))
     };
     let scene = Scene {
@@ -187,7 +199,7 @@ async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Out
     };
     let (kafka_rows, outcome) = tokio::select! {
         performed = async { tokio::try_join!(produce, running.perform(scene)) } => performed?,
-        looked = seen.look(&postgres.url, account::LANGUAGES) => match looked? {},
+        looked = look => match looked?? {},
     };
     screen.job_ended();
     screen.say("all toots are read; the job has stopped");

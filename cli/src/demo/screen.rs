@@ -148,7 +148,7 @@ fn epoch_line(epoch: &EpochProgress) -> String {
         .min()
         .and_then(DateTime::<Utc>::from_timestamp_millis)
     {
-        line.push_str(&format!(", watermark {}", watermark.format("%H:%M:%S%.1f")));
+        line.push_str(&format!(", watermark {}", watermark.format("%H:%M:%S")));
     }
     let late: u64 = epoch.queries.iter().map(|query| query.late_rows).sum();
     line.push_str(&format!(", {late} late"));
