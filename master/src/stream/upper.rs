@@ -8,6 +8,7 @@ use crate::stream::dedup::{DedupOptions, StateDedupExec};
 use crate::stream::input::InputId;
 use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
+use datafusion::common::JoinType;
 use datafusion::physical_expr::expressions::{Column, Literal};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -80,7 +81,7 @@ impl<'a> UpperBuilder<'a> {
         settings: &'a InsertSettings,
         sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
     ) -> Result<Self> {
-        let shape = Shape::of(root.input());
+        let shape = Shape::of(root.input(), settings.distinct_on);
         let is_timed = sources.values().all(|s| s.options().event_time.is_some());
         let mode = shape
             .mode(settings.mode, root.sink().prefers_update(), is_timed)
@@ -142,7 +143,10 @@ impl<'a> UpperBuilder<'a> {
                 ..built
             });
         }
-        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        // The first half of an aggregate that has not been cut is over the rows of one epoch.
+        if let Some(aggregate) = node.downcast_ref::<AggregateExec>()
+            && *aggregate.mode() != AggregateMode::Partial
+        {
             return self.aggregate(node, aggregate, mode);
         }
         if let Some(join) = node.downcast_ref::<HashJoinExec>()
@@ -293,11 +297,15 @@ impl<'a> UpperBuilder<'a> {
             || node.is::<UnnestExec>()
             || node.is::<UnionExec>()
             || node.is::<essaim_common::windows::expand::WindowExpandExec>()
+            || node.is::<AggregateExec>()
             || node.name() == "CooperativeExec";
         let joins_table = node.is::<HashJoinExec>()
             || node.is::<CrossJoinExec>()
             || node.is::<NestedLoopJoinExec>();
-        if row_by_row || joins_table {
+        if joins_table {
+            return keeps_no_table(node);
+        }
+        if row_by_row {
             return Ok(());
         }
         let needs_whole = node.is::<GlobalLimitExec>()
@@ -324,7 +332,7 @@ impl<'a> UpperBuilder<'a> {
 
     /// How an aggregate that only tells first rows apart does so; `None` for others.
     fn dedup(&self, aggregate: &AggregateExec) -> Option<Dedup> {
-        if !is_dedup(aggregate) {
+        if !is_dedup(aggregate, self.settings.distinct_on) {
             return None;
         }
         let times: Vec<String> = self
@@ -455,12 +463,43 @@ fn gap_of(node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<i64> {
 }
 
 /// Whether an aggregate only tells which groups there are, or the first row of each: SELECT DISTINCT [ON].
-fn is_dedup(aggregate: &AggregateExec) -> bool {
+fn is_dedup(aggregate: &AggregateExec, distinct_on: bool) -> bool {
+    let functions = aggregate.aggr_expr();
     !aggregate.group_expr().expr().is_empty()
-        && aggregate
-            .aggr_expr()
+        && (functions.is_empty() || distinct_on)
+        && functions
             .iter()
             .all(|function| function.fun().name() == "first_value")
+}
+
+/// A join with a table must not yield rows of the table by themselves: each epoch would yield them again.
+fn keeps_no_table(node: &Arc<dyn ExecutionPlan>) -> Result<()> {
+    let join_type = if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+        *join.join_type()
+    } else if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
+        *join.join_type()
+    } else {
+        JoinType::Inner
+    };
+    let (left, right) = match join_type {
+        JoinType::Inner => (false, false),
+        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => {
+            (true, false)
+        }
+        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => {
+            (false, true)
+        }
+        JoinType::Full => (true, true),
+    };
+    let children = node.children().into_iter().zip([left, right]);
+    for (child, is_kept) in children {
+        if is_kept && !reads_stream(child) {
+            return Err(Error::invalid(
+                "a join that keeps the rows of a table, matched by the stream or not, would write them in every epoch: write stream JOIN table, or stream LEFT JOIN table",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether one of an aggregate's group columns says so in its metadata.
@@ -479,10 +518,14 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(plan: &Arc<dyn ExecutionPlan>) -> Self {
+    fn of(plan: &Arc<dyn ExecutionPlan>, distinct_on: bool) -> Self {
         let mut found = Vec::new();
         collect(plan, &mut found);
-        let counted = || found.iter().filter(|aggregate| !is_dedup(aggregate));
+        let counted = || {
+            found
+                .iter()
+                .filter(|aggregate| !is_dedup(aggregate, distinct_on))
+        };
         Self {
             aggregates: counted().count() > 0,
             windowed: counted()
