@@ -7,7 +7,7 @@ use crate::stream::aggregate::{Expiry, StateAggregateExec, StateOptions};
 use crate::stream::dedup::{DedupOptions, StateDedupExec};
 use crate::stream::input::InputId;
 use crate::stream::late::{Late, LateColumn};
-use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
+use crate::stream::plan::{InsertSettings, Static, find_sources, input, reads_stream};
 use datafusion::common::JoinType;
 use datafusion::common::tree_node::TreeNode;
 use datafusion::physical_expr::expressions::{Column, Literal};
@@ -83,7 +83,7 @@ impl<'a> UpperBuilder<'a> {
         settings: &'a InsertSettings,
         sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
     ) -> Result<Self> {
-        let shape = Shape::of(root.input());
+        let shape = Shape::of(root.input(), settings.distinct_on);
         let is_timed = sources.values().all(|s| s.options().event_time.is_some());
         let mode = shape
             .mode(settings.mode, root.sink().prefers_update(), is_timed)
@@ -146,7 +146,10 @@ impl<'a> UpperBuilder<'a> {
                 ..built
             });
         }
-        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        // The first half of an aggregate that has not been cut is over the rows of one epoch.
+        if let Some(aggregate) = node.downcast_ref::<AggregateExec>()
+            && *aggregate.mode() != AggregateMode::Partial
+        {
             return self.aggregate(node, aggregate, mode);
         }
         if let Some(join) = node.downcast_ref::<HashJoinExec>()
@@ -242,6 +245,11 @@ impl<'a> UpperBuilder<'a> {
         let input = session
             .as_ref()
             .map_or(aggregate.input(), |session| &session.events);
+        let times = window.as_ref().map(|(column, _)| *column);
+        let times = times.or(session.as_ref().map(|session| session.columns.start));
+        if let Some(column) = times {
+            self.check_time(input, column)?;
+        }
         let below = self.node(input, OutputMode::Append)?;
         if below.delay_ms == i64::MAX {
             return Err(Error::invalid(
@@ -314,6 +322,8 @@ impl<'a> UpperBuilder<'a> {
             || node.is::<UnionExec>()
             || node.is::<SortExec>()
             || node.is::<WindowExpandExec>()
+            // The first half of one that has not been cut.
+            || node.is::<AggregateExec>()
             || node.name() == "CooperativeExec";
         if row_by_row {
             return Ok(());
@@ -328,9 +338,44 @@ impl<'a> UpperBuilder<'a> {
         )))
     }
 
+    /// The watermark tells when windows close, so they must be of the time that it is made of. `column` is the group
+    /// column with the window, in the first half of the aggregate at or below a node.
+    fn check_time(&self, node: &Arc<dyn ExecutionPlan>, column: usize) -> Result<()> {
+        let node = match node.downcast_ref::<StageInputExec>() {
+            Some(leaf) => &leaf.stage().plan,
+            None => node,
+        };
+        let Some(aggregate) = node.downcast_ref::<AggregateExec>() else {
+            let mut children = node.children().into_iter();
+            return children.try_for_each(|child| self.check_time(child, column));
+        };
+        let group = aggregate.group_expr().expr().get(column);
+        let name = group.and_then(|(expr, _)| {
+            let function = expr.downcast_ref::<ScalarFunctionExpr>()?;
+            let time = function.args().first()?.downcast_ref::<Column>()?;
+            Some(time.name().to_owned())
+        });
+        let mut sources = BTreeMap::new();
+        find_sources(aggregate.input(), &mut sources);
+        for (table, source) in sources {
+            let schema = source.schema();
+            let event_time = source.options().event_time;
+            let event_time = event_time.map(|column| schema.field(column).name().clone());
+            if let (Some(name), Some(event_time)) = (&name, event_time)
+                && *name != event_time
+                && schema.field_with_name(name).is_ok()
+            {
+                return Err(Error::invalid(format!(
+                    "window() goes by column {name}, but the watermark of table {table} by {event_time}: make {name} its event_time, or window by {event_time}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// How an aggregate that only tells first rows apart does so; `None` for others.
     fn dedup(&self, aggregate: &AggregateExec) -> Option<Dedup> {
-        if !is_dedup(aggregate) {
+        if !is_dedup(aggregate, self.settings.distinct_on) {
             return None;
         }
         let times: Vec<String> = self
@@ -498,10 +543,13 @@ fn gap_of(node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<i64> {
 }
 
 /// Whether an aggregate only tells which groups there are, or the first row of each: SELECT DISTINCT [ON].
-fn is_dedup(aggregate: &AggregateExec) -> bool {
-    !aggregate.group_expr().expr().is_empty()
-        && aggregate
-            .aggr_expr()
+fn is_dedup(aggregate: &AggregateExec, distinct_on: bool) -> bool {
+    let functions = aggregate.aggr_expr();
+    let windowed = groups_by(aggregate, WINDOW_KEY) || groups_by(aggregate, SESSION_KEY);
+    !windowed
+        && !aggregate.group_expr().expr().is_empty()
+        && (functions.is_empty() || distinct_on)
+        && functions
             .iter()
             .all(|function| function.fun().name() == "first_value")
 }
@@ -522,10 +570,14 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(plan: &Arc<dyn ExecutionPlan>) -> Self {
+    fn of(plan: &Arc<dyn ExecutionPlan>, distinct_on: bool) -> Self {
         let mut found = Vec::new();
         collect(plan, &mut found);
-        let counted = || found.iter().filter(|aggregate| !is_dedup(aggregate));
+        let counted = || {
+            found
+                .iter()
+                .filter(|aggregate| !is_dedup(aggregate, distinct_on))
+        };
         Self {
             aggregates: counted().count() > 0,
             windowed: counted()

@@ -73,7 +73,7 @@ const AGGREGATES: &[(&str, &str, Option<&str>)] = &[
 /// Columns to compare: floats without their last digits.
 const COMPARED: &str = "window_start, k, n, s, round(fs::numeric, 6), round(a::numeric, 6), round(lo::numeric, 6), hi,
     text_lo, d, sd, round(std::numeric, 6), round(stdp::numeric, 6), round(var::numeric, 6), round(c::numeric, 6),
-    round(cov::numeric, 4), round(slope::numeric, 6), round(med::numeric, 6), round(p90::numeric, 6), list, texts,
+    round(cov::numeric, 4), round(slope::numeric, 6), round(med::numeric, 6), round(p90::numeric, 4), list, texts,
     ordered, b, o, x, filtered, first, last";
 
 #[tokio::test]

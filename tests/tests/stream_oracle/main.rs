@@ -6,5 +6,7 @@ mod events;
 mod idle;
 mod joins;
 mod late;
+mod life;
+mod refused;
 mod run;
 mod windows;

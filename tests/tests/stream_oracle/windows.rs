@@ -106,7 +106,7 @@ impl Windows {
         let size = size(random, unit, most);
         let slide = slide(random, size);
         let span = 20 * size;
-        (Self::Millis(size, slide), change - span / 2, span)
+        (Self::Millis(size, slide), around - span / 2, span)
     }
 }
 
