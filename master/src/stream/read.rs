@@ -71,6 +71,9 @@ pub struct Reader {
     pub(super) target: Option<BTreeMap<String, Offsets>>,
     pub(super) last_start: Option<Instant>,
     pub(super) idle: Duration,
+    /// Whether the last epoch left something behind only because it would have been too large: no reason to wait for
+    /// the trigger.
+    pub(super) behind: bool,
 }
 
 /// An epoch that has been read.
@@ -245,7 +248,8 @@ impl Reader {
                 let latest = available.iter();
                 self.target = Some(latest.map(|(t, a)| (t.clone(), a.latest.clone())).collect());
             }
-            let mut limit = self.pace.limit();
+            let limit = self.pace.limit();
+            self.behind = false;
             let mut tables = BTreeMap::new();
             let mut rows = 0;
             let mut moves = false;
@@ -269,7 +273,7 @@ impl Reader {
                 let most = options.max_offsets_per_trigger.unwrap_or(limit);
                 let end = pace::end(start, &until, most);
                 let read = pace::distance(start, &end);
-                limit = limit.saturating_sub(read).max(1);
+                self.behind |= options.max_offsets_per_trigger.is_none() && end != until;
                 rows += read;
                 let mut after = times.clone();
                 after.advance(&BTreeMap::new(), &end, &idle, &options);
@@ -302,6 +306,9 @@ impl Reader {
     }
 
     async fn wait_for_trigger(&mut self) {
+        if self.behind {
+            return;
+        }
         let every = match self.trigger {
             Trigger::Every(every) if every > Duration::ZERO => every,
             _ => {

@@ -3,7 +3,7 @@
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
 use crate::plan::{Execution, Planner, Purpose, parse, purpose};
-use crate::stream::checkpoint::Checkpoint;
+use crate::stream::checkpoint::{Checkpoint, Restored};
 use crate::stream::context::States;
 use crate::stream::finish::Finisher;
 use crate::stream::pace::Pace;
@@ -221,6 +221,7 @@ pub(super) async fn start(
     }
     let dir = shared.jobs.state_dir();
     let (checkpoint, restored) = Checkpoint::open(dir, &handle.id(), generation).await?;
+    check_age(&restored, &committed)?;
     let settings = planner.settings();
     let planner = Arc::new(planner);
     let states = Arc::new(States::default());
@@ -289,6 +290,7 @@ pub(super) async fn start(
         target: None,
         last_start: None,
         idle: Duration::ZERO,
+        behind: false,
     };
     let finisher = Finisher {
         shared: Arc::clone(shared),
@@ -300,6 +302,26 @@ pub(super) async fn start(
         saved: Instant::now(),
     };
     Ok((reader, finisher))
+}
+
+/// A sink can be ahead of the checkpoint's commits, but not of its plans: they are written first.
+fn check_age(restored: &Restored, committed: &BTreeMap<u32, u64>) -> Result<()> {
+    let planned = restored.planned.last().map(|plan| plan.epoch);
+    let known = planned.max(restored.committed.as_ref().map(|commit| commit.epoch));
+    let Some(ahead) = committed
+        .values()
+        .max()
+        .filter(|ahead| Some(**ahead) > known)
+    else {
+        return Ok(());
+    };
+    Err(Error::invalid(format!(
+        "a sink of the job has committed epoch {ahead}, and the checkpoint knows of {}: the state dir holds an older state of the job than its sinks do, and going on would leave rows out. Put the newer state dir back, or start again with --from-scratch",
+        known.map_or_else(
+            || "none".to_owned(),
+            |epoch| format!("epochs up to {epoch} only")
+        )
+    )))
 }
 
 /// What the last epoch told of itself, and of all before it.
@@ -388,6 +410,7 @@ fn meaning(plan: &StreamPlan) -> serde_json::Value {
             .collect();
         serde_json::json!({
             "table": insert.table,
+            "output_mode": insert.mode,
             "operators": operators,
         })
     });
