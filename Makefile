@@ -6,7 +6,7 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test lint bench soak services services-stop setup
+.PHONY: demo test chaos soak lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
@@ -18,6 +18,12 @@ demo:
 # ARGS are cargo test's: `make test ARGS="-p essaim-common decimal"`.
 test: services
 	@scripts/test $(ARGS)
+
+# A loaded streaming job while its workers, master, broker, database and connections die: each row is in each sink once.
+# ROUNDS and SEED say how long and what goes wrong. `make test` runs 10 rounds of it.
+chaos: setup
+	@cargo build --quiet --locked --bin essaim
+	@CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) cargo test --quiet --locked -p essaim-tests --test chaos -- --nocapture
 
 # Format, lints, and what may come into the build (deny.toml). Advisories are not checked: their
 # database is a git repository of its own, and a build must not fail because that cannot be reached.
