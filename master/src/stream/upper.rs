@@ -136,12 +136,16 @@ impl<'a> UpperBuilder<'a> {
             || node.is::<CoalescePartitionsExec>()
             || node.is::<SortPreservingMergeExec>()
         {
-            let child = only_child(node)?;
-            let built = self.node(child, mode)?;
-            return Ok(Built {
-                plan: single(built.plan),
-                ..built
-            });
+            if node.fetch().is_some() && mode != OutputMode::Complete {
+                return Err(limit());
+            }
+            let built = self.node(only_child(node)?, mode)?;
+            let plan = single(built.plan);
+            let plan = match node.fetch() {
+                Some(rows) => Arc::new(GlobalLimitExec::new(plan, 0, Some(rows))),
+                None => plan,
+            };
+            return Ok(Built { plan, ..built });
         }
         // The first half of an aggregate that has not been cut is over the rows of one epoch.
         if let Some(aggregate) = node.downcast_ref::<AggregateExec>()
@@ -190,6 +194,9 @@ impl<'a> UpperBuilder<'a> {
                 ));
             }
             self.statics.push(Static::Broadcast(Arc::clone(broadcast)));
+        }
+        if is_limited(&stage.plan) {
+            return Err(limit());
         }
         let id = InputId::Tasks(self.index, self.stages.len());
         let plan = self
@@ -320,9 +327,7 @@ impl<'a> UpperBuilder<'a> {
             return Ok(());
         }
         if needs_whole {
-            return Err(Error::invalid(
-                "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result",
-            ));
+            return Err(limit());
         }
         Err(Error::invalid(format!(
             "a stream cannot be read by {}: window functions (OVER), large sorts and merge joins need all rows at once; GROUP BY window(…) instead",
@@ -370,6 +375,18 @@ struct Dedup {
     event_time: Option<usize>,
     /// Its name below.
     name: Option<String>,
+}
+
+fn limit() -> Error {
+    Error::invalid(
+        "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result",
+    )
+}
+
+/// Whether the tasks of a stage yield only their first rows.
+fn is_limited(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    (plan.fetch().is_some() && !plan.is::<AggregateExec>())
+        || plan.children().into_iter().any(is_limited)
 }
 
 /// What the state of an aggregate means.
