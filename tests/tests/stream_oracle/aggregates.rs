@@ -160,10 +160,14 @@ async fn groups_without_a_window_are_updated() -> Result<()> {
         database.declare("by_key", "by_key", ", mode 'upsert', key 'k'"),
         database.declare("firsts", "firsts", ", mode 'upsert', key 'k'"),
         database.declare("total", "total", ", mode 'overwrite'"),
+        database.declare("top", "top", ", mode 'overwrite'"),
+        database.declare("some", "some", ", mode 'overwrite'"),
         "INSERT INTO by_key SELECT k, count(*) AS n, max(id) AS hi FROM events GROUP BY k HAVING count(*) > 3;
          INSERT INTO firsts SELECT k, first_value(v ORDER BY id DESC) AS latest FROM events GROUP BY k;
          SET essaim.output_mode = 'complete';
-         INSERT INTO total SELECT count(*) AS n, sum(v) AS s FROM events;"
+         INSERT INTO total SELECT count(*) AS n, sum(v) AS s FROM events;
+         INSERT INTO top SELECT k, max(id) AS hi FROM events GROUP BY k ORDER BY hi DESC LIMIT 2;
+         INSERT INTO some SELECT k, 1 AS one FROM events GROUP BY k, id % 2 HAVING count(*) > 0 LIMIT 2;"
             .to_owned(),
     ]
     .concat();
@@ -184,6 +188,10 @@ async fn groups_without_a_window_are_updated() -> Result<()> {
         let wanted =
             format!("SELECT k, (array_agg(v ORDER BY id DESC))[1] FROM {table} GROUP BY k");
         same(&database, "SELECT k, latest FROM firsts", &wanted).await?;
+        let wanted = format!("SELECT k, max(id) FROM {table} GROUP BY k ORDER BY 2 DESC LIMIT 2");
+        same(&database, "SELECT k, hi FROM top", &wanted).await?;
+        let some = database.value("SELECT count(*) FROM \"some\"").await?;
+        assert_eq!(some, "2");
     }
     run.cancel().await
 }
