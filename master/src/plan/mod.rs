@@ -225,6 +225,12 @@ impl Planner {
                     // where it needs groups.
                     self.ctx
                         .remove_optimizer_rule("single_distinct_aggregation_to_group_by");
+                    // Nor may the first half of an aggregate keep only the groups that lead in one epoch.
+                    let state = self.ctx.state_ref();
+                    let mut state = state.write();
+                    let optimizer = &mut state.config_mut().options_mut().optimizer;
+                    optimizer.enable_topk_aggregation = false;
+                    optimizer.enable_distinct_aggregation_soft_limit = false;
                 }
                 None
             }

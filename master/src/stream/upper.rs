@@ -9,7 +9,6 @@ use crate::stream::input::InputId;
 use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::{InsertSettings, Static, find_sources, input, reads_stream};
 use datafusion::common::JoinType;
-use datafusion::common::tree_node::TreeNode;
 use datafusion::physical_expr::expressions::{Column, Literal};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -134,17 +133,20 @@ impl<'a> UpperBuilder<'a> {
                 delay_ms: 0,
             });
         }
-        let is_exchange = node.is::<RepartitionExec>()
+        if node.is::<RepartitionExec>()
             || node.is::<CoalescePartitionsExec>()
-            || node.is::<SortPreservingMergeExec>();
-        // One that also limits stays as it is: it has one partition to merge.
-        if is_exchange && node.fetch().is_none() {
-            let child = only_child(node)?;
-            let built = self.node(child, mode)?;
-            return Ok(Built {
-                plan: single(built.plan),
-                ..built
-            });
+            || node.is::<SortPreservingMergeExec>()
+        {
+            if node.fetch().is_some() && mode != OutputMode::Complete {
+                return Err(limit());
+            }
+            let built = self.node(only_child(node)?, mode)?;
+            let plan = single(built.plan);
+            let plan = match node.fetch() {
+                Some(rows) => Arc::new(GlobalLimitExec::new(plan, 0, Some(rows))),
+                None => plan,
+            };
+            return Ok(Built { plan, ..built });
         }
         // The first half of an aggregate that has not been cut is over the rows of one epoch.
         if let Some(aggregate) = node.downcast_ref::<AggregateExec>()
@@ -186,14 +188,6 @@ impl<'a> UpperBuilder<'a> {
         node: &Arc<dyn ExecutionPlan>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let stage = leaf.stage();
-        let limits = |node: &Arc<dyn ExecutionPlan>| {
-            Ok(node.fetch().is_some()
-                || node.is::<LocalLimitExec>()
-                || node.is::<GlobalLimitExec>())
-        };
-        if stage.plan.exists(limits)? {
-            return Err(Error::invalid(NO_LIMIT));
-        }
         for broadcast in &stage.broadcasts {
             if reads_stream(&broadcast.plan) {
                 return Err(Error::invalid(
@@ -201,6 +195,9 @@ impl<'a> UpperBuilder<'a> {
                 ));
             }
             self.statics.push(Static::Broadcast(Arc::clone(broadcast)));
+        }
+        if is_limited(&stage.plan) {
+            return Err(limit());
         }
         let id = InputId::Tasks(self.index, self.stages.len());
         let plan = self
@@ -313,7 +310,7 @@ impl<'a> UpperBuilder<'a> {
         if limits {
             return match mode {
                 OutputMode::Complete => Ok(()),
-                OutputMode::Append | OutputMode::Update => Err(Error::invalid(NO_LIMIT)),
+                OutputMode::Append | OutputMode::Update => Err(limit()),
             };
         }
         let row_by_row = node.is::<FilterExec>()
@@ -415,6 +412,17 @@ struct Dedup {
     name: Option<String>,
 }
 
+fn limit() -> Error {
+    Error::invalid(
+        "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result",
+    )
+}
+
+/// Whether the tasks of a stage yield only their first rows.
+fn is_limited(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.fetch().is_some() || plan.children().into_iter().any(is_limited)
+}
+
 /// What the state of an aggregate means.
 fn meaning(aggregate: &AggregateExec) -> String {
     let groups: Vec<_> = aggregate
@@ -430,8 +438,6 @@ fn meaning(aggregate: &AggregateExec) -> String {
         .collect();
     format!("{} by {}", functions.join(", "), groups.join(", "))
 }
-
-const NO_LIMIT: &str = "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result";
 
 /// The type and the sides of a join with a table, above the cut.
 fn table_join(node: &Arc<dyn ExecutionPlan>) -> Option<(JoinType, Vec<&Arc<dyn ExecutionPlan>>)> {

@@ -78,7 +78,6 @@ const COMPARED: &str = "window_start, k, n, s, round(fs::numeric, 6), round(a::n
 
 #[tokio::test]
 async fn every_aggregate_keeps_its_state_over_epochs() -> Result<()> {
-    let mut feed = Feed::create(2).await?;
     let database = Database::create().await?;
     let selected = |postgres: bool| {
         let columns = AGGREGATES.iter().filter_map(|(name, essaim, theirs)| {
@@ -92,6 +91,7 @@ async fn every_aggregate_keeps_its_state_over_epochs() -> Result<()> {
         ("tumbling", "window(at, '1 minute')"),
         ("sliding", "window(at, '1 minute', '20 seconds')"),
     ] {
+        let mut feed = Feed::create(2).await?;
         let insert = |into: &str| {
             format!(
                 "INSERT INTO {into} SELECT window_start, k, {} FROM (SELECT *, 't' || id AS t FROM events)
@@ -106,11 +106,9 @@ async fn every_aggregate_keeps_its_state_over_epochs() -> Result<()> {
         ]
         .concat();
         let run = Run::start(&streaming).await?;
-        let from = feed.sent.iter().map(Vec::len).sum::<usize>() as i64;
         for chunk in 0..5 {
-            let events = (from + 30 * chunk..from + 30 * (chunk + 1)).map(|id| {
-                // The windows of the second round are of the first one's rows too.
-                let at = FORWARD - MINUTE + id % 150 * SECOND;
+            let events = (30 * chunk..30 * (chunk + 1)).map(|id| {
+                let at = FORWARD - MINUTE + id * SECOND;
                 (id as usize % 2, Event::new(id, at - id % 7 * SECOND))
             });
             feed.send(events.collect()).await?;
@@ -149,7 +147,6 @@ async fn every_aggregate_keeps_its_state_over_epochs() -> Result<()> {
             windows.joined(&loaded)
         );
         same(&database, &compared(table), &compared(&postgres)).await?;
-        // The next table begins where this one ends, with all of the topic.
     }
     Ok(())
 }
@@ -163,10 +160,14 @@ async fn groups_without_a_window_are_updated() -> Result<()> {
         database.declare("by_key", "by_key", ", mode 'upsert', key 'k'"),
         database.declare("firsts", "firsts", ", mode 'upsert', key 'k'"),
         database.declare("total", "total", ", mode 'overwrite'"),
+        database.declare("top", "top", ", mode 'overwrite'"),
+        database.declare("some", "some", ", mode 'overwrite'"),
         "INSERT INTO by_key SELECT k, count(*) AS n, max(id) AS hi FROM events GROUP BY k HAVING count(*) > 3;
          INSERT INTO firsts SELECT k, first_value(v ORDER BY id DESC) AS latest FROM events GROUP BY k;
          SET essaim.output_mode = 'complete';
-         INSERT INTO total SELECT count(*) AS n, sum(v) AS s FROM events;"
+         INSERT INTO total SELECT count(*) AS n, sum(v) AS s FROM events;
+         INSERT INTO top SELECT k, max(id) AS hi FROM events GROUP BY k ORDER BY hi DESC LIMIT 2;
+         INSERT INTO some SELECT k, 1 AS one FROM events GROUP BY k, id % 2 HAVING count(*) > 0 LIMIT 2;"
             .to_owned(),
     ]
     .concat();
@@ -187,6 +188,10 @@ async fn groups_without_a_window_are_updated() -> Result<()> {
         let wanted =
             format!("SELECT k, (array_agg(v ORDER BY id DESC))[1] FROM {table} GROUP BY k");
         same(&database, "SELECT k, latest FROM firsts", &wanted).await?;
+        let wanted = format!("SELECT k, max(id) FROM {table} GROUP BY k ORDER BY 2 DESC LIMIT 2");
+        same(&database, "SELECT k, hi FROM top", &wanted).await?;
+        let some = database.value("SELECT count(*) FROM \"some\"").await?;
+        assert_eq!(some, "2");
     }
     run.cancel().await
 }

@@ -12,14 +12,21 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 fn events(partitions: usize, ids: std::ops::Range<i64>) -> Vec<(usize, Event)> {
-    ids.map(|id| (id as usize % partitions, Event::new(id, FORWARD + id * SECOND)))
-        .collect()
+    ids.map(|id| {
+        (
+            id as usize % partitions,
+            Event::new(id, FORWARD + id * SECOND),
+        )
+    })
+    .collect()
 }
 
 /// All rows into `raw`, and counts by window into `counted` (appended) and `updated`.
 fn sql(feed: &Feed, database: &Database, options: &str, settings: &str) -> String {
     let count = |table: &str| {
-        format!("INSERT INTO {table} SELECT window_start, count(*) AS n FROM events GROUP BY window(at, '10 seconds');")
+        format!(
+            "INSERT INTO {table} SELECT window_start, count(*) AS n FROM events GROUP BY window(at, '10 seconds');"
+        )
     };
     [
         feed.declare(2 * SECOND, options),
@@ -40,9 +47,14 @@ async fn check(feed: &Feed, database: &Database) -> Result<()> {
     feed.load(database, &table).await?;
     let all = format!("SELECT id, at, v FROM {table}");
     same(database, "SELECT id, at, v FROM raw", &all).await?;
-    let bin = format!("SELECT date_bin('10 seconds', at, timestamp '1970-01-01') w, count(*) FROM {table} GROUP BY w");
+    let bin = format!(
+        "SELECT date_bin('10 seconds', at, timestamp '1970-01-01') w, count(*) FROM {table} GROUP BY w"
+    );
     same(database, "SELECT window_start, n FROM updated", &bin).await?;
-    let latest = feed.sent.iter().filter_map(|sent| sent.iter().filter_map(|event| event.at).max());
+    let latest = feed
+        .sent
+        .iter()
+        .filter_map(|sent| sent.iter().filter_map(|event| event.at).max());
     let watermark = latest.min().unwrap_or(0) - 2 * SECOND;
     let closed = format!(
         "SELECT * FROM ({bin}) c WHERE w + interval '10 seconds' <= timestamp '1970-01-01' + interval '1 ms' * {watermark}"
@@ -98,7 +110,9 @@ async fn available_now_reads_everything_and_succeeds() -> Result<()> {
 }
 
 fn admin() -> Result<AdminClient<DefaultClientContext>> {
-    Ok(ClientConfig::new().set("bootstrap.servers", brokers()).create()?)
+    Ok(ClientConfig::new()
+        .set("bootstrap.servers", brokers())
+        .create()?)
 }
 
 #[tokio::test]
@@ -112,12 +126,17 @@ async fn a_partition_added_to_the_topic_is_read() -> Result<()> {
     let grown = admin()?
         .create_partitions(&[NewPartitions::new(&feed.topic.name, 3)], &options)
         .await?;
-    grown.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, e)| anyhow!(e)))?;
+    grown
+        .into_iter()
+        .try_for_each(|result| result.map(drop).map_err(|(_, e)| anyhow!(e)))?;
     feed.sent.resize(3, Vec::new());
     // What is new is found after a while: partition 0 must not run ahead of it.
     let new = events(2, 30..60).into_iter();
-    feed.send(new.map(|(partition, event)| (partition + 1, event)).collect())
-        .await?;
+    feed.send(
+        new.map(|(partition, event)| (partition + 1, event))
+            .collect(),
+    )
+    .await?;
     run.drained(&feed).await?;
     feed.send(events(3, 60..150)).await?;
     run.drained(&feed).await?;

@@ -1,5 +1,7 @@
 //! Windows, watermarks and the life of streaming jobs, against what PostgreSQL and a small model make of the same rows.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests too.
+
 mod aggregates;
 mod dedup;
 mod events;

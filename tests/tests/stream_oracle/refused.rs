@@ -39,7 +39,10 @@ const WRONG: &[(&str, &str)] = &[
         "SET essaim.trigger = 'sometimes'; INSERT INTO rows SELECT k, v FROM events",
         "write an interval such as",
     ),
-    ("INSERT INTO rows SELECT k, v FROM events LIMIT 3", "LIMIT over a stream"),
+    (
+        "INSERT INTO rows SELECT k, v FROM events LIMIT 3",
+        "LIMIT over a stream",
+    ),
     (
         "INSERT INTO rows SELECT k, v FROM events ORDER BY v LIMIT 3",
         "LIMIT over a stream",
@@ -49,10 +52,13 @@ const WRONG: &[(&str, &str)] = &[
         "(OVER)",
     ),
     (
-        "INSERT INTO rows SELECT k, count(*) FROM events GROUP BY ROLLUP (k)",
+        "INSERT INTO keyed SELECT k, count(*) AS n FROM events GROUP BY ROLLUP (k)",
         "write an INSERT for each grouping",
     ),
-    ("INSERT OVERWRITE rows SELECT k, v FROM events", "'complete'"),
+    (
+        "INSERT OVERWRITE rows SELECT k, v FROM events",
+        "'complete'",
+    ),
     (
         "INSERT INTO rows SELECT k, v FROM events; INSERT INTO others SELECT k, v FROM names",
         "some INSERTs of the job read UNBOUNDED tables and some do not",
@@ -96,14 +102,18 @@ async fn what_a_stream_cannot_do_is_refused_with_what_fits() -> Result<()> {
     let mut wrong = Vec::new();
     for (insert, part) in WRONG {
         let name = unique("wrong");
-        match client.submit(&format!("{declarations}{insert};"), &name).await {
+        match client
+            .submit(&format!("{declarations}{insert};"), &name)
+            .await
+        {
             Ok(job) => {
                 client.cancel(&job).await?;
                 wrong.push(format!("taken: {insert}"));
             }
             Err(error) => {
                 let status = error.downcast::<Status>()?;
-                if !status.message().contains(part) || status.code() != tonic::Code::InvalidArgument {
+                if !status.message().contains(part) || status.code() != tonic::Code::InvalidArgument
+                {
                     wrong.push(format!("{insert}\n  -> {status:?}"));
                 }
             }
@@ -113,7 +123,10 @@ async fn what_a_stream_cannot_do_is_refused_with_what_fits() -> Result<()> {
     let error = client
         .query_error(&format!("{declarations}SELECT count(*) FROM events"))
         .await?;
-    ensure!(error.message().contains("leave the word UNBOUNDED out"), "{error:?}");
+    ensure!(
+        error.message().contains("leave the word UNBOUNDED out"),
+        "{error:?}"
+    );
     let tables = database
         .value("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
         .await?;
@@ -129,14 +142,18 @@ async fn another_query_under_the_same_name_is_refused_and_the_old_one_goes_on() 
         [
             feed.declare(SECOND, ""),
             database.declare(into, into, ", mode 'upsert', key 'window_start'"),
-            format!("INSERT INTO {into} SELECT {select} FROM events GROUP BY window(at, '1 minute');"),
+            format!(
+                "INSERT INTO {into} SELECT {select} FROM events GROUP BY window(at, '1 minute');"
+            ),
         ]
         .concat()
     };
     let old = query("counted", "window_start, count(*) AS n");
-    let other = query("counted", "window_start, count(*) AS n, sum(v) AS s");
+    let other = query("counted", "window_start, sum(v) AS n");
     let fresh = query("summed", "window_start, sum(v) AS s");
-    let events = |from: i64| (from..from + 50).map(|id| (id as usize % 2, Event::new(id, FORWARD + id * SECOND)));
+    let events = |from: i64| {
+        (from..from + 50).map(|id| (id as usize % 2, Event::new(id, FORWARD + id * SECOND)))
+    };
     feed.send(events(0).collect()).await?;
     let run = Run::start(&old).await?;
     run.drained(&feed).await?;
@@ -149,7 +166,8 @@ async fn another_query_under_the_same_name_is_refused_and_the_old_one_goes_on() 
     ensure!(changed.id == run.id);
     let message = changed.failure().await?;
     ensure!(
-        message.contains("the checkpoint of this job is of another query") && message.contains("--from-scratch"),
+        message.contains("the checkpoint of this job is of another query")
+            && message.contains("--from-scratch"),
         "{message}"
     );
     let old_again = run.resubmit(&old, false).await?;
@@ -162,7 +180,10 @@ async fn another_query_under_the_same_name_is_refused_and_the_old_one_goes_on() 
     ensure!(anew.id != run.id, "a job from scratch is another job");
     anew.drained(&feed).await?;
     let total: i64 = (0..100).sum();
-    assert_eq!(database.value("SELECT sum(s) FROM summed").await?, total.to_string());
+    assert_eq!(
+        database.value("SELECT sum(s) FROM summed").await?,
+        total.to_string()
+    );
     let before = run.client.get(&run.id).await?;
     ensure!(before.state() == JobState::Stopped, "{before:?}");
     anew.cancel().await
