@@ -118,13 +118,17 @@ impl PrivateBroker {
             .create()?;
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let options = AdminOptions::new().operation_timeout(Some(START));
-        wait_for(&format!("the private broker to create {name}"), START, async || {
-            let created = admin.create_topics([&topic], &options).await?;
-            match created.into_iter().next() {
-                Some(Ok(_)) => Ok(Some(())),
-                other => Err(anyhow!("{other:?}")),
-            }
-        })
+        wait_for(
+            &format!("the private broker to create {name}"),
+            START,
+            async || {
+                let created = admin.create_topics([&topic], &options).await?;
+                match created.into_iter().next() {
+                    Some(Ok(_)) => Ok(Some(())),
+                    other => Err(anyhow!("{other:?}")),
+                }
+            },
+        )
         .await
     }
 

@@ -8,8 +8,8 @@ use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{
-    CancelRequest, EpochProgress, EpochsRequest, GetRequest, Job, JobState, ListRequest, QueryRequest, SubmitRequest,
-    TaskAttempt, WatchRequest,
+    CancelRequest, EpochProgress, EpochsRequest, GetRequest, Job, JobState, ListRequest,
+    QueryRequest, SubmitRequest, TaskAttempt, WatchRequest,
 };
 use std::time::Duration;
 use tokio::sync::watch;

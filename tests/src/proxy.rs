@@ -79,7 +79,8 @@ impl Proxy {
 
     /// Holds back all bytes from now on, of connections that are there and of new ones.
     pub fn stall(&self) {
-        self.setting.send_modify(|setting| setting.mode = Mode::Stall);
+        self.setting
+            .send_modify(|setting| setting.mode = Mode::Stall);
     }
 
     /// Ends all connections and lets no new ones come up.
@@ -92,7 +93,8 @@ impl Proxy {
 
     /// Forwards again.
     pub fn restore(&self) {
-        self.setting.send_modify(|setting| setting.mode = Mode::Forward);
+        self.setting
+            .send_modify(|setting| setting.mode = Mode::Forward);
     }
 
     /// Ends all connections; those that come from now on go to `target`.

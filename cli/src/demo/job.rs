@@ -168,7 +168,8 @@ impl Running {
             {
                 bail!("somebody has stopped the job");
             }
-            last = now.or(last);
+            // A new master knows of no epoch before its first.
+            last = now.filter(|job| job.last_epoch.is_some()).or(last);
             let seen = scene.seen.last();
             let counted = seen.map_or(0, |(_, toots)| toots);
             if scene.screen.wants_rows() && counted > 0 {

@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use std::convert::Infallible;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -92,8 +93,9 @@ pub struct Latencies(Vec<(Duration, u64)>);
 impl Latencies {
     /// The n-th toot took from when n toots had been produced to when n were first seen to be counted: an epoch reads
     /// what is there of all partitions, so they are counted in the order in which they are produced but for
-    /// milliseconds. Only toots produced before `until` are regarded.
-    pub fn new(produced: &[Reached], seen: &[Reached], until: Option<Instant>) -> Self {
+    /// milliseconds. Only toots produced `within` are regarded, all if
+    /// that is absent.
+    pub fn new(produced: &[Reached], seen: &[Reached], within: Option<Range<Instant>>) -> Self {
         let mut took = Vec::new();
         let mut known = 0;
         let mut produced = produced.iter().copied().peekable();
@@ -102,12 +104,11 @@ impl Latencies {
                 let Some((at, reached)) = produced.peek().copied() else {
                     break;
                 };
-                if until.is_some_and(|until| at >= until) {
-                    break;
-                }
                 let upto = reached.min(*count);
                 if upto > known {
-                    took.push((when.saturating_duration_since(at), upto - known));
+                    if within.as_ref().is_none_or(|within| within.contains(&at)) {
+                        took.push((when.saturating_duration_since(at), upto - known));
+                    }
                     known = upto;
                 }
                 if reached <= *count {
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(all.quantile_ms(0.5), 30.0);
         assert_eq!(all.quantile_ms(0.99), 45.0);
         assert_eq!(all.quantile_ms(1.0), 45.0);
-        let early = Latencies::new(&produced, &seen, Some(at(5)));
+        let early = Latencies::new(&produced, &seen, Some(at(0)..at(5)));
         assert_eq!(early, Latencies(vec![(ms(30), 10)]));
         assert_eq!(Latencies::new(&[], &seen, None).quantile_ms(0.5), 0.0);
     }
