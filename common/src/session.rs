@@ -49,7 +49,7 @@ extensions_options! {
         /// The largest state of a streaming job, in bytes.
         pub max_state_bytes: u64, default = 1024 * 1024 * 1024
         /// How often a failing epoch is tried again before the job fails.
-        pub max_epoch_attempts: usize, default = 10
+        pub max_epoch_attempts: usize, default = 30
     }
 }
 

@@ -504,9 +504,10 @@ fn logs() -> Result<PathBuf> {
     let dir = std::env::temp_dir().join("essaim-tests");
     std::fs::create_dir_all(&dir)?;
     for entry in std::fs::read_dir(&dir)?.flatten() {
-        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-        if age > Duration::from_secs(3600) {
-            // Another test may be removing it too.
+        // Another test may be removing it at the same time.
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > Duration::from_secs(3600)) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

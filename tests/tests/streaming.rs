@@ -154,3 +154,38 @@ async fn a_killed_master_goes_on_where_it_was() -> Result<()> {
     client.cancel(&job).await?;
     cluster.stop().await
 }
+
+#[tokio::test]
+async fn sessions_are_written_once_when_they_close() -> Result<()> {
+    let topic = Topic::create(2).await?;
+    let database = Database::create().await?;
+    let sql = [
+        declare(&topic, ""),
+        database.declare("sessions", "sessions", ""),
+        "INSERT INTO sessions
+           SELECT window_start, window_end, kind, count(*) AS events
+           FROM events GROUP BY session_window(at, INTERVAL '30 seconds'), kind;"
+            .to_owned(),
+    ]
+    .concat();
+    let client = shared().await?.client().await?;
+    let job = client.submit(&sql, &unique("sessions")).await?;
+    // Each kind comes every five seconds for five minutes, in several epochs; then nothing for a while.
+    for chunk in 0..5 {
+        produce(&topic, chunk * 60, (chunk + 1) * 60).await?;
+        let seen = (chunk + 1) * 60;
+        wait_for("the chunk's epoch", SOON, async || {
+            let job = client.get(&job).await?;
+            let totals = job.totals.unwrap_or_default();
+            Ok((totals.input_rows as i64 >= seen).then_some(()))
+        })
+        .await?;
+    }
+    assert_eq!(client.get(&job).await?.state(), JobState::Running);
+    produce(&topic, 1000, 1002).await?;
+    until(&database, "SELECT count(*) FROM sessions", "5").await?;
+    let wrong = "SELECT count(*) FROM sessions WHERE events <> 60 OR window_end - window_start <> interval '325 seconds'";
+    assert_eq!(database.value(wrong).await?, "0");
+    client.cancel(&job).await?;
+    Ok(())
+}

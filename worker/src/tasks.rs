@@ -239,6 +239,14 @@ fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
             let known = done.event_times.entry(partition).or_insert(time);
             *known = time.max(*known);
         }
+        let late = plan
+            .metrics()
+            .and_then(|metrics| metrics.sum_by_name("late_rows"))
+            .map_or(0, |late| late.as_usize() as u64);
+        if late > 0 {
+            let table = scan.table().to_owned();
+            *done.late_in_source.entry(table).or_default() += late;
+        }
     }
     if let Some(filter) = plan.downcast_ref::<LateFilterExec>() {
         *done.late_rows.entry(filter.query()).or_default() += filter.late_rows() as u64;

@@ -384,6 +384,8 @@ pub(crate) struct TaskFacts {
     pub(crate) event_times: EventTimes,
     /// By the INSERT's position.
     pub(crate) late_rows: BTreeMap<u32, u64>,
+    /// By table: rows too late for every INSERT that reads it, put aside by the source.
+    pub(crate) late_in_source: BTreeMap<String, u64>,
     pub(crate) progress: TaskProgress,
 }
 
@@ -392,6 +394,7 @@ impl From<TaskDone> for TaskFacts {
         Self {
             event_times: done.event_times.into_iter().collect(),
             late_rows: done.late_rows.into_iter().collect(),
+            late_in_source: done.late_in_source.into_iter().collect(),
             progress: done.progress.unwrap_or_default(),
         }
     }
@@ -406,6 +409,9 @@ impl TaskFacts {
         }
         for (query, rows) in other.late_rows {
             *self.late_rows.entry(query).or_default() += rows;
+        }
+        for (table, rows) in other.late_in_source {
+            *self.late_in_source.entry(table).or_default() += rows;
         }
         self.progress.rows_in += other.progress.rows_in;
         self.progress.bytes_in += other.progress.bytes_in;

@@ -2,7 +2,8 @@
 
 use crate::stream::context::EpochContext;
 use crate::stream::feed::{FeedExec, epoch_of, gather, millis};
-use crate::stream::state::{Delta, KeyedState};
+use crate::stream::session::Sessions;
+use crate::stream::state::Delta;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow::compute::kernels::cmp::lt_eq;
 use arrow::compute::{concat, concat_batches, filter, filter_record_batch, not};
@@ -22,8 +23,8 @@ use datafusion::physical_plan::{
 };
 use essaim_common::Error;
 use essaim_common::stream::OutputMode;
+use essaim_common::windows::session::SessionColumns;
 use futures::{StreamExt, TryStreamExt};
-use parking_lot::RwLock;
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub enum Expiry {
         column: usize,
         end: WindowEnd,
     },
+    /// When the watermark reaches the end of its session. The input holds events, each with its gap for an end.
+    Session(SessionColumns),
 }
 
 impl fmt::Debug for Expiry {
@@ -50,6 +53,7 @@ impl fmt::Debug for Expiry {
             Self::Never => f.write_str("never"),
             Self::Ttl(ms) => write!(f, "{ms} ms after its last change"),
             Self::Window { column, .. } => write!(f, "with window @{column}"),
+            Self::Session(columns) => write!(f, "with session @{}", columns.start),
         }
     }
 }
@@ -108,7 +112,8 @@ impl StateAggregateExec {
             )
             .into());
         }
-        if options.mode == OutputMode::Append && !matches!(options.expiry, Expiry::Window { .. }) {
+        let closes = matches!(options.expiry, Expiry::Window { .. } | Expiry::Session(_));
+        if options.mode == OutputMode::Append && !closes {
             return Err(Error::invalid(
                 "output mode 'append' needs groups that become final: group by window(...) of an event time with a \
                  watermark, or use SET essaim.output_mode = 'update' or 'complete'",
@@ -198,12 +203,16 @@ impl Core {
                 gone: epoch.time_ms,
                 going: epoch.time_ms,
             },
-            (Expiry::Window { .. }, OutputMode::Append | OutputMode::Update) => Bounds {
+            (
+                Expiry::Window { .. } | Expiry::Session(_),
+                OutputMode::Append | OutputMode::Update,
+            ) => Bounds {
                 gone: lagging(watermarks.before),
                 going: lagging(watermarks.now),
             },
             // All groups are emitted in every epoch, so all are kept.
-            (Expiry::Window { .. }, OutputMode::Complete) | (Expiry::Never, _) => Bounds {
+            (Expiry::Window { .. } | Expiry::Session(_), OutputMode::Complete)
+            | (Expiry::Never, _) => Bounds {
                 gone: i64::MIN,
                 going: i64::MIN,
             },
@@ -233,7 +242,14 @@ impl Core {
                 });
                 Ok(ends.collect::<essaim_common::Result<_>>()?)
             }
-            (Expiry::Window { .. }, OutputMode::Complete) | (Expiry::Never, _) => all(i64::MAX),
+            (Expiry::Session(columns), OutputMode::Append | OutputMode::Update) => {
+                let Some(ends) = rows.columns().get(columns.end) else {
+                    return internal_err!("there is no group column {}", columns.end);
+                };
+                millis(ends)
+            }
+            (Expiry::Window { .. } | Expiry::Session(_), OutputMode::Complete)
+            | (Expiry::Never, _) => all(i64::MAX),
         }
     }
 
@@ -262,22 +278,10 @@ impl Core {
     }
 
     /// The value of each group that the epoch touches, with all epochs so far.
-    async fn merged(
-        &self,
-        state: &RwLock<KeyedState>,
-        new: Vec<RecordBatch>,
-        bounds: &Bounds,
-        ctx: &TaskContext,
-    ) -> Result<RecordBatch> {
-        if new.is_empty() {
+    async fn merged(&self, batches: Vec<RecordBatch>, ctx: &TaskContext) -> Result<RecordBatch> {
+        if batches.iter().all(|batch| batch.num_rows() == 0) {
             return Ok(RecordBatch::new_empty(Arc::clone(&self.partial)));
         }
-        let keys = self.keys_of(&new)?;
-        let rows = new.iter().map(RecordBatch::num_rows).sum();
-        let old = state.read().get(&keys, rows, bounds.gone)?.rows;
-        // What came first goes first: some aggregates depend on it.
-        let mut batches = vec![old];
-        batches.extend(new);
         let ctx = TaskContext::default()
             .with_session_config(ctx.session_config().clone())
             .with_runtime(Arc::clone(&self.runtime));
@@ -330,7 +334,28 @@ impl Core {
                 new.push(batch);
             }
         }
-        let merged = self.merged(&state, new, &bounds, &ctx).await?;
+        let sessions = match &self.options.expiry {
+            Expiry::Session(columns) => Some(Sessions::open(&epoch, op, &self.partial, columns)?),
+            _ => None,
+        };
+        let old = if new.is_empty() {
+            RecordBatch::new_empty(Arc::clone(&self.partial))
+        } else {
+            let keys = match &sessions {
+                Some(sessions) => sessions.known(&new, bounds.gone)?,
+                None => self.keys_of(&new)?,
+            };
+            let rows = keys.first().map_or(1, |column| column.len());
+            state.read().get(&keys, rows, bounds.gone)?.rows
+        };
+        let deletes = sessions.is_some().then(|| old.clone());
+        let batches = match &sessions {
+            // Sessions that an event joins are one now: all of their keys change.
+            Some(sessions) => vec![sessions.assign(old, new)?],
+            // What came first goes first: some aggregates depend on it.
+            None => std::iter::once(old).chain(new).collect(),
+        };
+        let merged = self.merged(batches, &ctx).await?;
         let expiries = self.expiries(&merged, &epoch)?;
         let going = lt_eq(&expiries, &Int64Array::new_scalar(bounds.going))?;
         let staying = not(&going)?;
@@ -341,14 +366,21 @@ impl Core {
             .as_primitive::<Int64Type>()
             .clone();
         delta.expire_before = (bounds.going > i64::MIN).then_some(bounds.going);
+        let replaced = deletes.clone();
+        if let (Some(sessions), Some(old)) = (&sessions, deletes) {
+            let keys: Vec<_> = (0..self.keys).collect();
+            delta.deletes = old.project(&keys)?;
+            epoch.put_pending(&sessions.op, sessions.delta(&delta)?)?;
+        }
 
         let emitted = match mode {
             OutputMode::Update => self.stream(vec![merged]),
             OutputMode::Append => {
-                let touched = merged.columns().get(..self.keys).unwrap_or_default();
-                let closed = state
-                    .read()
-                    .expired(bounds.going, touched, merged.num_rows())?;
+                let mut touched = vec![merged.clone()];
+                touched.extend(replaced);
+                let rows = touched.iter().map(RecordBatch::num_rows).sum();
+                let touched = self.keys_of(&touched)?;
+                let closed = state.read().expired(bounds.going, &touched, rows)?;
                 let mut closed: Vec<_> = closed.into_iter().map(|stored| stored.rows).collect();
                 closed.push(filter_record_batch(&merged, &going)?);
                 self.stream(closed)

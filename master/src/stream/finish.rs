@@ -1,13 +1,15 @@
 //! The second half of an epoch: the plan above the cut over what the tasks sent and the state, the sinks' commits, and
 //! then the state as it is now.
 
+use crate::Shared;
 use crate::jobs::model::{EpochProgress, QueryProgress};
-use crate::stream::SharedCheckpoint;
+use crate::scheduler::TaskFacts;
 use crate::stream::checkpoint::EpochCommit;
 use crate::stream::context::{EpochContext, States};
 use crate::stream::plan::Insert;
 use crate::stream::read::{Epoch, Job, ms};
 use crate::stream::state::Snapshot;
+use crate::stream::{SharedCheckpoint, Waits};
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
@@ -22,16 +24,22 @@ use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often a job's totals are stored.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// Finishes epochs, one after the other.
 pub struct Finisher {
+    pub(super) shared: Arc<Shared>,
     pub(super) job: Arc<Job>,
     pub(super) checkpoint: SharedCheckpoint,
     pub(super) states: Arc<States>,
     /// By INSERT: the last epoch that its sink has committed, as far as is known.
     pub(super) committed: BTreeMap<u32, u64>,
     pub(super) max_state_bytes: u64,
+    /// When the job's record, with its totals, was last stored.
+    pub(super) saved: Instant,
 }
 
 impl Finisher {
@@ -97,7 +105,10 @@ impl Finisher {
                 .iter()
                 .map(|(table, read)| (table.clone(), read.end.clone()))
                 .collect(),
-            progress: serde_json::to_value(&progress).unwrap_or_default(),
+            progress: serde_json::json!({
+                "epoch": progress,
+                "totals": self.job.handle.read(|record| record.totals_with(&progress)),
+            }),
         };
         self.keep(&commit, deltas).await?;
         progress
@@ -105,31 +116,36 @@ impl Finisher {
             .insert("checkpoint".to_owned(), ms(waited));
         progress.duration_ms = ms(epoch.started);
         self.job.handle.record_epoch(progress);
+        if self.saved.elapsed() >= SAVE_EVERY {
+            self.saved = Instant::now();
+            if let Err(error) = self.shared.jobs.save(&self.job.handle).await {
+                tracing::warn!(job = %self.job.handle.id(), %error, "the job's totals are not stored");
+            }
+        }
         Ok(())
     }
 
     /// Hands the epoch to the checkpoint. The state is changed already, so this is tried until it works: a full disk
     /// stops the epochs here, and nothing is lost but time.
     async fn keep(&self, commit: &EpochCommit, deltas: Vec<(String, Bytes)>) -> Result<()> {
-        let mut pause = super::BACK_OFF;
+        let mut waits = Waits::default();
         loop {
             let mut checkpoint = self.checkpoint.lock().await;
             match checkpoint.commit(commit, deltas.clone()).await {
                 Ok(()) => {
                     if checkpoint.snapshot_due() {
                         let states = self.states.snapshot();
-                        checkpoint.snapshot(move || encode(states)).await?;
+                        // The epoch is kept already, and the commits do without a snapshot.
+                        if let Err(error) = checkpoint.snapshot(move || encode(states)).await {
+                            tracing::warn!(job = %self.job.handle.id(), %error, "no snapshot of the state is written");
+                        }
                     }
+                    waits.over(&self.job.handle);
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => {
                     drop(checkpoint);
-                    tracing::warn!(job = %self.job.handle.id(), %error, "the checkpoint is not written; epochs wait");
-                    self.job.handle.update(|record| {
-                        record.message = format!("epochs wait for the checkpoint: {error}");
-                    });
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(super::LONGEST_BACK_OFF);
+                    waits.next(&self.job.handle, &error).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -169,12 +185,7 @@ impl Finisher {
                 sink: insert.table.clone(),
                 output_mode: insert.mode.as_str().to_owned(),
                 output_rows: written.get(&insert.index).copied().unwrap_or_default(),
-                late_rows: epoch
-                    .facts
-                    .late_rows
-                    .get(&insert.index)
-                    .copied()
-                    .unwrap_or_default(),
+                late_rows: late_rows(&epoch.facts, insert),
                 watermark_ms: watermark.filter(|watermark| *watermark > i64::MIN),
                 state_rows: size.rows as u64,
                 state_bytes: size.bytes as u64,
@@ -193,6 +204,16 @@ impl Finisher {
             retries: epoch.retries,
         }
     }
+}
+
+/// Rows that came too late for an INSERT: those that its own filter dropped, and those that its sources put aside.
+fn late_rows(facts: &TaskFacts, insert: &Insert) -> u64 {
+    let dropped = facts.late_rows.get(&insert.index).copied();
+    let put_aside = insert
+        .tables
+        .iter()
+        .filter_map(|table| facts.late_in_source.get(table));
+    dropped.unwrap_or_default() + put_aside.sum::<u64>()
 }
 
 /// All states in chunks, by operator. Takes a while: not for an async thread.

@@ -3,7 +3,7 @@
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
 use crate::plan::{Execution, Planner, Purpose, parse, purpose};
-use crate::stream::checkpoint::Checkpoint;
+use crate::stream::checkpoint::{Checkpoint, Restored};
 use crate::stream::context::States;
 use crate::stream::finish::Finisher;
 use crate::stream::pace::Pace;
@@ -13,7 +13,8 @@ use crate::stream::state::{Delta, Restore};
 use crate::stream::statics::Tables;
 use crate::stream::watermark::TableTimes;
 use bytes::Bytes;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::logical_expr::{Distinct, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use essaim_common::scope::JobScope;
 use essaim_common::session::Settings;
@@ -23,7 +24,7 @@ use essaim_common::stream::{OutputMode, StreamSink};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// One INSERT as it was submitted, which can be planned again.
@@ -63,7 +64,7 @@ async fn plan_insert(
     logical: LogicalPlan,
     physical: &Arc<dyn ExecutionPlan>,
 ) -> Result<(StreamingInsert, PlannedInsert, Arc<dyn StreamSink>)> {
-    let settings = insert_settings(&planner.settings())?;
+    let settings = insert_settings(&planner.settings(), &logical)?;
     let root = root(physical)?;
     let planned = plan::insert(index, root, &settings)?;
     let sink = root
@@ -98,10 +99,12 @@ pub(crate) async fn check(
 /// As [`check`].
 pub(crate) fn explain(
     planner: &Planner,
+    logical: &LogicalPlan,
     physical: &Arc<dyn ExecutionPlan>,
 ) -> Result<Vec<(String, String)>> {
     let tree = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
-    let planned = plan::insert(0, root(physical)?, &insert_settings(&planner.settings())?)?;
+    let settings = insert_settings(&planner.settings(), logical)?;
+    let planned = plan::insert(0, root(physical)?, &settings)?;
     let mut rows = vec![
         (
             "execution".to_owned(),
@@ -118,7 +121,7 @@ pub(crate) fn explain(
     Ok(rows)
 }
 
-fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
+fn insert_settings(settings: &Settings, logical: &LogicalPlan) -> Result<InsertSettings> {
     let mode = match settings.output_mode.to_ascii_lowercase().as_str() {
         "auto" => None,
         "append" => Some(OutputMode::Append),
@@ -134,7 +137,18 @@ fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
     Ok(InsertSettings {
         mode,
         state_ttl_ms: (!ttl.is_zero()).then_some(ttl.as_millis() as i64),
+        distinct_on: has_distinct_on(logical)?,
     })
+}
+
+/// Whether a query, as it was written, has a DISTINCT ON.
+fn has_distinct_on(logical: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    logical.apply_with_subqueries(|node| {
+        found |= matches!(node, LogicalPlan::Distinct(Distinct::On(_)));
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
 }
 
 fn interval(name: &str, text: &str) -> Result<Duration> {
@@ -207,6 +221,7 @@ pub(super) async fn start(
     }
     let dir = shared.jobs.state_dir();
     let (checkpoint, restored) = Checkpoint::open(dir, &handle.id(), generation).await?;
+    check_age(&restored, &committed)?;
     let settings = planner.settings();
     let planner = Arc::new(planner);
     let states = Arc::new(States::default());
@@ -223,6 +238,7 @@ pub(super) async fn start(
     let mut positions = BTreeMap::new();
     let mut next_epoch = 0;
     if let Some(last) = &restored.committed {
+        restore_progress(handle, &last.progress);
         next_epoch = last.epoch + 1;
         positions = last.offsets.clone();
         for (table, latest) in &last.max_event_times {
@@ -274,15 +290,50 @@ pub(super) async fn start(
         target: None,
         last_start: None,
         idle: Duration::ZERO,
+        behind: false,
     };
     let finisher = Finisher {
+        shared: Arc::clone(shared),
         job,
         checkpoint,
         states,
         committed,
         max_state_bytes: settings.max_state_bytes,
+        saved: Instant::now(),
     };
     Ok((reader, finisher))
+}
+
+/// A sink can be ahead of the checkpoint's commits, but not of its plans: they are written first.
+fn check_age(restored: &Restored, committed: &BTreeMap<u32, u64>) -> Result<()> {
+    let planned = restored.planned.last().map(|plan| plan.epoch);
+    let known = planned.max(restored.committed.as_ref().map(|commit| commit.epoch));
+    let Some(ahead) = committed
+        .values()
+        .max()
+        .filter(|ahead| Some(**ahead) > known)
+    else {
+        return Ok(());
+    };
+    Err(Error::invalid(format!(
+        "a sink of the job has committed epoch {ahead}, and the checkpoint knows of {}: the state dir holds an older state of the job than its sinks do, and going on would leave rows out. Put the newer state dir back, or start again with --from-scratch",
+        known.map_or_else(
+            || "none".to_owned(),
+            |epoch| format!("epochs up to {epoch} only")
+        )
+    )))
+}
+
+/// What the last epoch told of itself, and of all before it.
+fn restore_progress(handle: &JobHandle, progress: &serde_json::Value) {
+    let epoch = serde_json::from_value(progress["epoch"].clone());
+    let totals = serde_json::from_value(progress["totals"].clone());
+    match (epoch, totals) {
+        (Ok(epoch), Ok(totals)) => handle.update(|record| record.restore_epochs(epoch, totals)),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(job = %handle.id(), %error, "the progress of the epochs before is not known");
+        }
+    }
 }
 
 /// State as the last epoch left it.
@@ -359,6 +410,7 @@ fn meaning(plan: &StreamPlan) -> serde_json::Value {
             .collect();
         serde_json::json!({
             "table": insert.table,
+            "output_mode": insert.mode,
             "operators": operators,
         })
     });

@@ -7,15 +7,16 @@ use arrow::array::{
     TimestampMillisecondArray,
 };
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Float64Type, Schema};
+use arrow::datatypes::{DataType, Float64Type};
 use arrow::util::display::array_value_to_string;
 use datafusion::catalog::MemTable;
 use datafusion::catalog::memory::MemorySourceConfig;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::execution::TaskContext;
+use datafusion::execution::{SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::{Accumulator, Volatility, create_udaf};
-use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use essaim_common::stream::OutputMode;
@@ -149,7 +150,15 @@ fn epochs(random: &mut Random) -> Vec<RecordBatch> {
 
 async fn session(rows: &[RecordBatch], partitions: usize) -> SessionContext {
     let config = SessionConfig::new().with_target_partitions(partitions);
-    let ctx = SessionContext::new_with_config(config);
+    // The answer must not come from statistics, which a stream has none of.
+    let mut rules = PhysicalOptimizer::new().rules;
+    rules.retain(|rule| rule.name() != "aggregate_statistics");
+    let state = SessionStateBuilder::new()
+        .with_default_features()
+        .with_config(config)
+        .with_physical_optimizer_rules(rules)
+        .build();
+    let ctx = SessionContext::new_with_state(state);
     let pieces = rows.iter().map(|batch| vec![batch.clone()]).collect();
     let table = MemTable::try_new(rows[0].schema(), pieces).unwrap();
     ctx.register_table("rows", Arc::new(table)).unwrap();
