@@ -2,12 +2,13 @@
 
 use super::Mode;
 use super::commits::{ASK_AGAIN, Commits, signed};
-use super::target::Target;
+use super::target::{Target, union};
 use crate::connector::{Begin, Part, SinkCommitter, SinkRun};
 use crate::error::{Error, Result};
 use crate::sources::postgres::client::{COMMIT, Client, Database, STATEMENT, quote};
 use async_trait::async_trait;
 use sqlx::Row;
+use sqlx::postgres::PgArguments;
 
 /// A part whose rows lie in a staging table.
 struct Staged {
@@ -46,7 +47,9 @@ impl Committer {
         }
         if !staged.is_empty() {
             let tables = tables(staged);
-            client.run(self.target.insert(&tables), COMMIT).await?;
+            client
+                .run(self.target.insert(&union(&tables)), COMMIT)
+                .await?;
             let drop = format!("DROP TABLE {}", tables.join(", "));
             client.run(drop, STATEMENT).await?;
         }
@@ -133,10 +136,13 @@ impl Committer {
     /// Says which key came twice, if that is what the server refused.
     async fn explain(&self, error: Error, client: &mut Client, staged: &[Staged]) -> Error {
         // The transaction failed: the staging tables are there again, and free for whoever drops them.
-        if client.run("ROLLBACK", STATEMENT).await.is_err() {
+        if client.run("ROLLBACK", STATEMENT).await.is_err() || staged.is_empty() {
             return error;
         }
-        self.target.explain(error, client, &tables(staged)).await
+        let from = union(&tables(staged));
+        self.target
+            .explain(error, client, &from, PgArguments::default())
+            .await
     }
 
     /// Drops the staging tables of this run's generation and of lower ones, those of attempts that nobody waits for

@@ -26,7 +26,7 @@ pub const HEAD: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub const TAIL: [u8; 2] = (-1i16).to_be_bytes();
 
 /// One column of a batch, in its target's type.
-struct Column {
+pub struct Column {
     nulls: Option<NullBuffer>,
     cells: Cells,
 }
@@ -97,7 +97,11 @@ fn cast(column: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
 }
 
 impl Column {
-    fn new(column: &ArrayRef, kind: &Kind) -> Result<Self> {
+    /// Casts the values.
+    ///
+    /// # Errors
+    /// A value that does not fit.
+    pub fn new(column: &ArrayRef, kind: &Kind) -> Result<Self> {
         let column = match column.data_type() {
             DataType::Dictionary(_, values) => cast(column, values)?,
             DataType::RunEndEncoded(_, values) => cast(column, values.data_type())?,
@@ -172,8 +176,18 @@ impl Column {
         })
     }
 
-    /// Writes one field: its length and its bytes.
-    fn write(&self, row: usize, out: &mut Vec<u8>) -> Result<()> {
+    /// Whether there are nulls among the values.
+    pub fn has_nulls(&self) -> bool {
+        self.nulls
+            .as_ref()
+            .is_some_and(|nulls| nulls.null_count() > 0)
+    }
+
+    /// Writes one field: its length and its bytes. An element of an array has the same form.
+    ///
+    /// # Errors
+    /// A value that does not fit.
+    pub fn write(&self, row: usize, out: &mut Vec<u8>) -> Result<()> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
             out.extend_from_slice(&(-1i32).to_be_bytes());
             return Ok(());

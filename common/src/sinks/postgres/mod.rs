@@ -1,5 +1,6 @@
 //! PostgreSQL as a sink: workers stage rows, the master makes them visible in one transaction that also names the run.
 
+mod arrays;
 mod commits;
 mod committer;
 mod encode;

@@ -1,8 +1,9 @@
-//! The sink of a streaming job: an epoch is one transaction of four round trips on a connection that stays open.
+//! The sink of a streaming job: an epoch is one transaction of three round trips on a connection that stays open.
 
 use super::Mode;
+use super::arrays::{Arrays, travels, unnest};
 use super::commits::{ASK_AGAIN, Commits, signed};
-use super::target::Target;
+use super::target::{Target, union};
 use super::writer::{copy, next_rows, staged_columns};
 use crate::connector::SinkRun;
 use crate::error::{Error, Result};
@@ -12,10 +13,19 @@ use crate::stream::StreamSink;
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::StreamExt;
+use sqlx::postgres::PgArguments;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// For the statements that write an epoch; the server's own deadline for a COPY whose client has stalled, too.
 const EPOCH: Duration = Duration::from_secs(30 * 60);
+
+/// Rows and bytes that are sent with the statement that inserts them. COPY ends with a small message after a small one,
+/// which on TCP waits until the server acknowledges the first, up to 40 ms: that matters for epochs of few rows only.
+const FEW_ROWS: usize = 8 * 1024;
+const FEW_BYTES: usize = 1024 * 1024;
 
 /// Holds the rows of an epoch where they cannot be copied straight into the target. It is the connection's own.
 const ROWS: &str = "pg_temp.essaim_rows";
@@ -30,10 +40,23 @@ pub struct PostgresStream {
     session_name: String,
     generation: u64,
     columns: Vec<(String, Kind)>,
-    /// Whether the rows take the way over [`ROWS`].
+    /// Whether the rows that are copied take the way over [`ROWS`].
     staged: bool,
+    /// Inserts the rows that come as parameters; `None` where they must be copied, however few.
+    insert: Option<String>,
     /// One epoch at a time.
     session: tokio::sync::Mutex<Session>,
+}
+
+/// The rows of an epoch, once their number is known.
+enum Rows {
+    None,
+    Few {
+        count: u64,
+        arrays: Arrays,
+    },
+    /// The first of them, and the others.
+    Many(RecordBatch, SendableRecordBatchStream),
 }
 
 /// What is kept between epochs.
@@ -60,6 +83,8 @@ impl PostgresStream {
             || columns
                 .iter()
                 .any(|(_, kind)| matches!(kind, Kind::Other { .. }));
+        let arrays = columns.iter().all(|(_, kind)| travels(kind));
+        let insert = arrays.then(|| target.insert(&unnest(&columns)));
         Self {
             database,
             commits: Commits::new(&target.schema, target.quoted(), run),
@@ -68,6 +93,7 @@ impl PostgresStream {
             generation: run.generation,
             columns,
             staged,
+            insert,
             session: tokio::sync::Mutex::default(),
         }
     }
@@ -167,51 +193,93 @@ impl PostgresStream {
         Ok(())
     }
 
+    /// Reads rows until it is clear whether they are few.
+    async fn look(&self, rows: SendableRecordBatchStream) -> Result<Rows> {
+        let schema = rows.schema();
+        let rows = RecordBatchStreamAdapter::new(Arc::clone(&schema), rows.fuse());
+        let mut rows: SendableRecordBatchStream = Box::pin(rows);
+        let mut head = Vec::new();
+        let mut count = 0;
+        let most = if self.insert.is_some() { FEW_ROWS } else { 0 };
+        while count <= most {
+            if let Some(batch) = next_rows(&mut rows).await? {
+                count += batch.num_rows();
+                head.push(batch);
+                continue;
+            }
+            if head.is_empty() {
+                return Ok(Rows::None);
+            }
+            let arrays = Arrays::encode(&head, &self.columns, FEW_BYTES);
+            if let Some(arrays) = arrays.map_err(|e| e.context(self.target.quoted()))? {
+                let count = count as u64;
+                return Ok(Rows::Few { count, arrays });
+            }
+            break;
+        }
+        let first = head.remove(0);
+        let rest = futures::stream::iter(head.into_iter().map(Ok)).chain(rows);
+        let rest = RecordBatchStreamAdapter::new(schema, rest);
+        Ok(Rows::Many(first, Box::pin(rest)))
+    }
+
     /// Sends the rows into the open transaction; returns how many.
-    async fn send(
-        &self,
-        client: &mut Client,
-        first: Option<RecordBatch>,
-        rows: &mut SendableRecordBatchStream,
-    ) -> Result<u64> {
+    async fn send(&self, client: &mut Client, rows: &mut Rows) -> Result<u64> {
         let target = self.target.quoted();
         if self.target.mode == Mode::Overwrite {
             // Not TRUNCATE: readers would wait, and those with an older snapshot would find nothing.
             client.run(format!("DELETE FROM {target}"), EPOCH).await?;
         }
-        let Some(first) = first else { return Ok(0) };
-        let into = match self.staged {
-            true => ROWS.to_owned(),
-            false => format!("{target} ({})", self.target.list()),
-        };
-        let statement = format!("COPY {into} FROM STDIN (FORMAT binary)");
-        copy(client, &statement, &target, &self.columns, first, rows).await
+        match (rows, &self.insert) {
+            (Rows::Few { count, arrays }, Some(insert)) => {
+                client.rows_with(insert, arrays.arguments()?, EPOCH).await?;
+                Ok(*count)
+            }
+            (Rows::Many(first, rest), _) => {
+                let into = match self.staged {
+                    true => ROWS.to_owned(),
+                    false => format!("{target} ({})", self.target.list()),
+                };
+                let statement = format!("COPY {into} FROM STDIN (FORMAT binary)");
+                copy(client, &statement, &target, &self.columns, first, rest).await
+            }
+            _ => Ok(0),
+        }
     }
 
     /// What ends the transaction, in one round trip. The savepoint keeps the staged rows for [`Target::explain`].
-    fn finish(&self, epoch: u64, rows: u64) -> String {
-        let insert = match self.staged && rows > 0 {
-            true => format!(
-                "SAVEPOINT staged; {}; ",
-                self.target.insert(&[ROWS.to_owned()])
-            ),
-            false => String::new(),
+    fn finish(&self, epoch: u64, rows: &Rows) -> String {
+        let insert = match rows {
+            Rows::Many(..) if self.staged => {
+                let insert = self.target.insert(&union(&[ROWS.to_owned()]));
+                format!("SAVEPOINT staged; {insert}; ")
+            }
+            _ => String::new(),
         };
         format!("{insert}{}; COMMIT", self.commits.done(epoch))
     }
 
     /// Says what the server refused. The connection is of no more use.
-    async fn explain(&self, error: Error, mut client: Client) -> Error {
+    async fn explain(&self, error: Error, mut client: Client, rows: Rows) -> Error {
         let error = error.context(self.target.quoted());
-        let back = client.run("ROLLBACK TO SAVEPOINT staged", STATEMENT).await;
-        match back {
-            Ok(_) => {
-                self.target
-                    .explain(error, &mut client, &[ROWS.to_owned()])
-                    .await
-            }
-            Err(_) => error,
+        let (back, from, parameters) = match &rows {
+            Rows::None => return error,
+            Rows::Few { arrays, .. } => match arrays.arguments() {
+                Ok(parameters) => ("ROLLBACK", unnest(&self.columns), parameters),
+                Err(_) => return error,
+            },
+            Rows::Many(..) => (
+                "ROLLBACK TO SAVEPOINT staged",
+                union(&[ROWS.to_owned()]),
+                PgArguments::default(),
+            ),
+        };
+        if client.run(back, STATEMENT).await.is_err() {
+            return error;
         }
+        self.target
+            .explain(error, &mut client, &from, parameters)
+            .await
     }
 }
 
@@ -250,7 +318,7 @@ impl StreamSink for PostgresStream {
         Ok(u64::try_from(committed).ok())
     }
 
-    async fn commit(&self, epoch: u64, mut rows: SendableRecordBatchStream) -> Result<u64> {
+    async fn commit(&self, epoch: u64, rows: SendableRecordBatchStream) -> Result<u64> {
         let mut session = self.session.lock().await;
         let session = &mut *session;
         // It is taken out for the time being: whatever goes wrong, also that nobody waits for the end, closes it.
@@ -260,7 +328,7 @@ impl StreamSink for PostgresStream {
             return Ok(0);
         }
         // Rows may be long in coming, and the server ends a session that is idle within a transaction.
-        let first = next_rows(&mut rows).await?;
+        let mut rows = self.look(rows).await?;
         if let Err(error) = self.lock(&mut open).await {
             if !error.is_transient() {
                 return Err(error);
@@ -277,8 +345,14 @@ impl StreamSink for PostgresStream {
         if open.committed >= signed(epoch) {
             return Ok(0);
         }
-        let count = self.send(&mut open.client, first, &mut rows).await?;
-        match open.client.run(self.finish(epoch, count), EPOCH).await {
+        let count = match self.send(&mut open.client, &mut rows).await {
+            Ok(count) => count,
+            Err(error) if matches!(rows, Rows::Few { .. }) => {
+                return Err(self.explain(error, open.client, rows).await);
+            }
+            Err(error) => return Err(error),
+        };
+        match open.client.run(self.finish(epoch, &rows), EPOCH).await {
             Ok(_) => {}
             Err(error) if error.is_transient() => {
                 drop(open);
@@ -302,7 +376,7 @@ impl StreamSink for PostgresStream {
                 tracing::info!(target = %self.target.quoted(), %error, "committed, though the answer was lost");
                 return Ok(count);
             }
-            Err(error) => return Err(self.explain(error, open.client).await),
+            Err(error) => return Err(self.explain(error, open.client, rows).await),
         }
         open.committed = signed(epoch);
         open.since = Instant::now();

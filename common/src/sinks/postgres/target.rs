@@ -8,6 +8,7 @@ use crate::sources::postgres::client::{Client, STATEMENT, quote};
 use crate::sources::postgres::types::Kind;
 use arrow::datatypes::SchemaRef;
 use sqlx::Row;
+use sqlx::postgres::PgArguments;
 use std::collections::HashSet;
 
 /// A column that is written.
@@ -178,23 +179,22 @@ impl Target {
         quoted_list(self.columns.iter().map(|column| &column.name))
     }
 
-    /// Moves the rows of the staging tables (quoted names) into the table: one statement, so that a key that comes
-    /// twice is found wherever its rows were staged.
-    pub fn insert(&self, staged: &[String]) -> String {
+    /// Moves rows into the table; `from` is where they come from, as [`union`] has it. One statement, so that a key that
+    /// comes twice is found wherever its rows were staged. As with COPY, the values of an identity column are those given.
+    pub fn insert(&self, from: &str) -> String {
         let select: Vec<String> = self
             .columns
             .iter()
-            .map(|column| match &column.kind {
-                Kind::Other { sql } => format!("{}::{sql}", quote(&column.name)),
-                _ => quote(&column.name),
+            .map(|column| match column.kind.cast_from_text() {
+                Some(sql) => format!("{}::{sql}", quote(&column.name)),
+                None => quote(&column.name),
             })
             .collect();
         let mut sql = format!(
-            "INSERT INTO {} ({}) SELECT {} FROM {}",
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {from}",
             self.quoted(),
             self.list(),
-            select.join(", "),
-            union(staged)
+            select.join(", ")
         );
         if self.mode == Mode::Upsert {
             let updates: Vec<String> = self
@@ -216,12 +216,20 @@ impl Target {
         sql
     }
 
-    /// Says which key came twice, if that is what the server refused.
-    pub async fn explain(&self, error: Error, client: &mut Client, staged: &[String]) -> Error {
-        if error.kind() != ErrorKind::Data || self.key.is_empty() || staged.is_empty() {
+    /// Says which key came twice, if that is what the server refused. `from` and its parameters are what
+    /// [`Self::insert`] had.
+    pub async fn explain(
+        &self,
+        error: Error,
+        client: &mut Client,
+        from: &str,
+        parameters: PgArguments,
+    ) -> Error {
+        if error.kind() != ErrorKind::Data || self.key.is_empty() {
             return error;
         }
-        let Ok(rows) = client.rows(&self.find_duplicate(staged), &[]).await else {
+        let find = self.find_duplicate(from);
+        let Ok(rows) = client.rows_with(&find, parameters, STATEMENT).await else {
             return error;
         };
         let Some(row) = rows.first() else {
@@ -238,8 +246,8 @@ impl Target {
         }
     }
 
-    /// Finds a key that comes more than once among the staged rows.
-    fn find_duplicate(&self, staged: &[String]) -> String {
+    /// Finds a key that comes more than once among the rows.
+    fn find_duplicate(&self, from: &str) -> String {
         let list = quoted_list(&self.key);
         let shown: Vec<String> = self
             .key
@@ -247,14 +255,14 @@ impl Target {
             .map(|column| format!("coalesce({}::text, 'NULL')", quote(column)))
             .collect();
         format!(
-            "SELECT concat_ws(', ', {}), count(*) FROM {} GROUP BY {list} HAVING count(*) > 1 LIMIT 1",
-            shown.join(", "),
-            union(staged)
+            "SELECT concat_ws(', ', {}), count(*) FROM {from} GROUP BY {list} HAVING count(*) > 1 LIMIT 1",
+            shown.join(", ")
         )
     }
 }
 
-fn union(staged: &[String]) -> String {
+/// The rows of staging tables (quoted names), as they stand in a FROM.
+pub fn union(staged: &[String]) -> String {
     let parts: Vec<String> = staged
         .iter()
         .map(|table| format!("SELECT * FROM {table}"))

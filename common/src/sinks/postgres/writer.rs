@@ -84,7 +84,7 @@ pub async fn copy(
     statement: &str,
     target: &str,
     columns: &[(String, Kind)],
-    first: RecordBatch,
+    first: &RecordBatch,
     rows: &mut SendableRecordBatchStream,
 ) -> Result<u64> {
     let place = client.place().to_owned();
@@ -93,7 +93,7 @@ pub async fn copy(
     let copy = client.connection().copy_in_raw(statement);
     let mut copy = Client::within(&place, COPY, copy).await.map_err(refused)?;
     let mut buffer = HEAD.to_vec();
-    let mut next = Some(first);
+    let mut next = Some(first.clone());
     let mut count = 0;
     while let Some(batch) = next {
         count += batch.num_rows() as u64;
@@ -155,7 +155,7 @@ impl SinkWriter for Writer {
             &statement,
             &self.target,
             &self.columns,
-            first,
+            &first,
             &mut rows,
         )
         .await?;

@@ -233,6 +233,8 @@ async fn columns(client: &mut Client, oid: i64) -> Result<Vec<Column>> {
 fn kind(oid: i64, typmod: i32, typtype: &str, shown: &str, comparison: Comparison) -> Kind {
     let text = |comparison| Kind::Text {
         sql: shown.to_owned(),
+        // The server's numbers are unsigned and have 32 bits.
+        oid: u32::try_from(oid).unwrap_or_default(),
         comparison,
     };
     match (oid, typtype) {

@@ -5,7 +5,7 @@ use crate::scope::Warm;
 use crate::secret::Secret;
 use datafusion::execution::TaskContext;
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseError, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -259,6 +259,21 @@ impl Client {
         for parameter in parameters {
             query = query.bind(*parameter);
         }
+        let answer = query.fetch_all(&mut self.connection);
+        Self::within(&self.place, deadline, answer).await
+    }
+
+    /// Runs one query with parameters of any types.
+    ///
+    /// # Errors
+    /// Of the server.
+    pub async fn rows_with(
+        &mut self,
+        sql: &str,
+        parameters: PgArguments,
+        deadline: Duration,
+    ) -> Result<Vec<PgRow>> {
+        let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), parameters);
         let answer = query.fetch_all(&mut self.connection);
         Self::within(&self.place, deadline, answer).await
     }

@@ -165,7 +165,9 @@ fn operand(expr: &Expr, class: Option<Class>, columns: &[ReadColumn]) -> Option<
                 Kind::Bool => Class::Bool,
                 Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Oid => Class::Number,
                 Kind::Numeric { bounded: true, .. } => Class::Number,
-                Kind::Text { sql, comparison } => {
+                Kind::Text {
+                    sql, comparison, ..
+                } => {
                     let class = match comparison {
                         Comparison::Bytes => Class::Text,
                         Comparison::Equality => Class::TextEqualityOnly,

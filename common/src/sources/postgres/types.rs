@@ -7,6 +7,12 @@ use std::sync::Arc;
 /// Digits of a `numeric` without precision, as in Spark: 20 before the point, 18 after it.
 pub const UNBOUNDED_NUMERIC: (u8, i8) = (38, 18);
 
+/// The numbers, in `pg_type.dat`, of the types whose values are nothing but text.
+pub const TEXT: u32 = 25;
+pub const NAME: u32 = 19;
+pub const BPCHAR: u32 = 1042;
+pub const VARCHAR: u32 = 1043;
+
 /// A PostgreSQL type, as far as its binary form differs from others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
@@ -23,9 +29,11 @@ pub enum Kind {
         scale: i8,
         bounded: bool,
     },
-    /// text, varchar, name, enums: their bytes are the text. `sql` is the type's name.
+    /// text, varchar, name, enums: their bytes are the text. `sql` is the type's name; `oid` the number of the type, of a
+    /// domain that of the type below it.
     Text {
         sql: String,
+        oid: u32,
         comparison: Comparison,
     },
     Json,
@@ -64,6 +72,7 @@ impl Kind {
     pub fn text() -> Self {
         Self::Text {
             sql: "text".to_owned(),
+            oid: TEXT,
             comparison: Comparison::Bytes,
         }
     }
@@ -125,6 +134,19 @@ impl Kind {
             Self::Interval => "interval".to_owned(),
             Self::Uuid => "uuid".to_owned(),
             Self::Array { item, .. } => format!("{}[]", item.sql()),
+        }
+    }
+
+    /// What a text must be cast to before the server puts it into a column of this type. A cast cuts a text that is too
+    /// long for a `varchar(n)`, so where an assignment will do (which refuses it), there is none.
+    pub fn cast_from_text(&self) -> Option<&str> {
+        match self {
+            Self::Text {
+                oid: TEXT | NAME | BPCHAR | VARCHAR,
+                ..
+            } => None,
+            Self::Text { sql, .. } | Self::Other { sql } => Some(sql),
+            _ => None,
         }
     }
 
@@ -202,7 +224,7 @@ impl Kind {
             Self::Int8 => 20,
             Self::Int2 => 21,
             Self::Int4 => 23,
-            Self::Text { .. } => 25,
+            Self::Text { .. } => TEXT,
             Self::Float4 => 700,
             Self::Float8 => 701,
             Self::Date => 1082,
