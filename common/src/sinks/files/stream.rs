@@ -3,7 +3,7 @@
 use super::epoch_log::{Entry, EntryFile, EpochLog};
 use super::{FileWriter, Layout, parent};
 use crate::connector::SinkRun;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::object_stores::failed;
 use crate::stream::{OutputMode, StreamSink};
 use async_trait::async_trait;
@@ -189,7 +189,16 @@ impl StreamSink for EpochFiles {
             let entry = state.entries.iter().find(|entry| entry.epoch == epoch);
             return Ok(entry.map_or(0, Entry::rows));
         }
-        let staged = self.stage(epoch, rows).await?;
+        let staged = match self.stage(epoch, rows).await {
+            Ok(staged) => staged,
+            // A successor clears away what lower generations stage: then that is the reason.
+            Err(error) => {
+                return Err(match self.log.check_fence().await {
+                    Err(superseded) if superseded.kind() == ErrorKind::Invalid => superseded,
+                    _ => error,
+                });
+            }
+        };
         self.log.check_fence().await?;
         let entry = self.log.decide(staged).await?;
         // Only now a successor that did not see the decision can be seen.
