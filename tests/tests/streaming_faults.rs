@@ -70,19 +70,17 @@ impl Job {
                      (SELECT count(*) FROM copies) || ' ' || (SELECT count(DISTINCT id) FROM copies)";
         let wanted = format!("{rows} {} {rows} {rows}", rows * (rows - 1) / 2);
         let mut last = String::new();
-        let outcome = wait_for(
-            &format!("the sinks to hold {wanted}"),
-            SOON * 2,
-            async || {
-                last = self
-                    .database
-                    .value(sql)
-                    .await
-                    .unwrap_or_else(|e| e.to_string());
-                Ok((last == wanted).then_some(()))
-            },
-        );
-        outcome.await.with_context(|| format!("they hold {last}"))
+        let what = format!("the sinks to hold {wanted}");
+        let outcome = wait_for(&what, SOON * 2, async || {
+            last = self
+                .database
+                .value(sql)
+                .await
+                .unwrap_or_else(|e| e.to_string());
+            Ok((last == wanted).then_some(()))
+        })
+        .await;
+        outcome.with_context(|| format!("they hold {last}"))
     }
 
     /// Waits until at least so many events are counted.
