@@ -307,7 +307,10 @@ impl<'a> UpperBuilder<'a> {
         let joins_table = node.is::<HashJoinExec>()
             || node.is::<CrossJoinExec>()
             || node.is::<NestedLoopJoinExec>();
-        if row_by_row || joins_table {
+        if joins_table {
+            return joins::check_table_join(node);
+        }
+        if row_by_row {
             return Ok(());
         }
         let needs_whole = node.is::<GlobalLimitExec>()
