@@ -6,7 +6,7 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test lint bench services services-stop setup
+.PHONY: demo test lint bench soak services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
@@ -34,13 +34,18 @@ $(cargo_deny):
 
 # What Essaim can do as a part of what the machine can do, against the same servers as the tests: minutes, and the first
 # time the optimised build. Nothing else should run meanwhile. ARGS name the benches: `make bench ARGS="postgres idle"`.
-bench: ARGS ?= postgres kafka wide idle decoders
+bench: ARGS ?= postgres kafka wide idle decoders stream latency groups
 bench: services
 	@cargo build --quiet --release -p essaim -p essaim-bench
 	@eval "$$(scripts/services env)"; for bench in $(ARGS); do case $$bench in \
 	  decoders) cargo bench --quiet -p essaim -p essaim-bench --bench decoders ;; \
 	  *) "$(CARGO_TARGET_DIR)/release/$$bench" ;; \
 	esac || exit; done
+
+# Memory, state and lag of a streaming job under a steady load, over ten minutes; ARGS are other minutes: `make soak ARGS=60`.
+soak: services
+	@cargo build --quiet --release -p essaim -p essaim-bench
+	@eval "$$(scripts/services env)"; "$(CARGO_TARGET_DIR)/release/soak" $(ARGS)
 
 services: setup
 	@scripts/services start

@@ -42,6 +42,14 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     }
 }
 
+/// The same of several processes together.
+///
+/// # Errors
+/// One of them has ended.
+pub fn cpu_seconds_of(pids: Vec<u32>) -> Result<f64> {
+    pids.into_iter().map(cpu_seconds).sum()
+}
+
 /// Watches how large a folder becomes.
 #[derive(Debug)]
 pub struct FolderWatch {
@@ -59,7 +67,7 @@ impl FolderWatch {
             let (most, stop) = (Arc::clone(&most), Arc::clone(&stop));
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    most.fetch_max(size(&folder), Ordering::Relaxed);
+                    most.fetch_max(files(&folder).1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(20));
                 }
             }
@@ -87,14 +95,15 @@ impl Drop for FolderWatch {
     }
 }
 
-/// Bytes of all files below a folder. What vanishes while it is looked at counts as nothing.
-fn size(folder: &Path) -> u64 {
+/// How many files are below a folder, and their bytes. What vanishes while it is looked at counts as nothing.
+pub fn files(folder: &Path) -> (u64, u64) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(data) if data.is_dir() => size(&entry.path()),
-            Ok(data) => data.len(),
-            Err(_) => 0,
-        })
-        .sum()
+    entries.fold((0, 0), |(count, bytes), entry| match entry.metadata() {
+        Ok(data) if data.is_dir() => {
+            let below = files(&entry.path());
+            (count + below.0, bytes + below.1)
+        }
+        Ok(data) => (count + 1, bytes + data.len()),
+        Err(_) => (count, bytes),
+    })
 }

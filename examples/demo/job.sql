@@ -1,7 +1,7 @@
--- The job of `make demo`: toots from Kafka, their authors from Postgres, two new Postgres tables.
+-- The job of `make demo`: toots from Kafka as they are written, their authors from Postgres, into two Postgres tables.
 -- The master fills in ${…} from its environment.
 
-CREATE EXTERNAL TABLE toots (
+CREATE UNBOUNDED EXTERNAL TABLE toots (
   id BIGINT,
   created_at TIMESTAMP,
   language VARCHAR,
@@ -9,31 +9,34 @@ CREATE EXTERNAL TABLE toots (
   tags VARCHAR[],
   account STRUCT<id BIGINT, username VARCHAR>
 ) STORED AS KAFKA LOCATION 'kafka://${DEMO_KAFKA}/toots'
-OPTIONS (format 'json');
+OPTIONS (format 'json', starting_offsets 'earliest', event_time 'created_at', watermark_delay '10 seconds');
 
 CREATE EXTERNAL TABLE accounts STORED AS POSTGRES LOCATION '${DEMO_POSTGRES}'
 OPTIONS (table 'accounts');
 
-CREATE EXTERNAL TABLE toots_per_minute STORED AS POSTGRES LOCATION '${DEMO_POSTGRES}'
-OPTIONS (table 'toots_per_minute', mode 'overwrite', key 'minute,language');
+CREATE EXTERNAL TABLE toots_by_language STORED AS POSTGRES LOCATION '${DEMO_POSTGRES}'
+OPTIONS (table 'toots_by_language', mode 'upsert', key 'window_start,language');
 
-CREATE EXTERNAL TABLE hashtags_per_region STORED AS POSTGRES LOCATION '${DEMO_POSTGRES}'
-OPTIONS (table 'hashtags_per_region', mode 'overwrite', key 'region,hashtag');
+CREATE EXTERNAL TABLE toots_by_hashtag STORED AS POSTGRES LOCATION '${DEMO_POSTGRES}'
+OPTIONS (table 'toots_by_hashtag', mode 'upsert', key 'window_start,hashtag');
 
--- How much is written each minute, in which language, how long, and before how many followers.
-INSERT INTO toots_per_minute
+SET essaim.trigger = '50 milliseconds';
+-- Accounts change less often than every epoch.
+SET essaim.table_refresh = '1 minute';
+
+-- How much is written in which language, and how long it is.
+INSERT INTO toots_by_language
 SELECT
-  date_trunc('minute', created_at) AS minute,
+  window_start,
   language,
   count(*) AS toots,
-  avg(character_length(regexp_replace(content, '<[^>]*>', '', 'g'))) AS avg_length,
-  sum(followers_count) AS followers_reached
-FROM toots JOIN accounts ON accounts.id = toots.account['id']
-GROUP BY 1, 2;
+  avg(character_length(regexp_replace(content, '<[^>]*>', '', 'g'))) AS avg_length
+FROM toots
+GROUP BY window(created_at, INTERVAL '10 seconds'), language;
 
--- What is talked about where.
-INSERT INTO hashtags_per_region
-SELECT region, hashtag, count(*) AS toots, sum(followers_count) AS followers_reached
-FROM (SELECT account['id'] AS account_id, unnest(tags) AS hashtag FROM toots) AS tagged
+-- What is talked about, and before how many followers.
+INSERT INTO toots_by_hashtag
+SELECT window_start, hashtag, count(*) AS toots, sum(followers_count) AS followers_reached
+FROM (SELECT created_at, account['id'] AS account_id, unnest(tags) AS hashtag FROM toots) AS tagged
 JOIN accounts ON accounts.id = tagged.account_id
-GROUP BY region, hashtag;
+GROUP BY window(created_at, INTERVAL '5 seconds'), hashtag;

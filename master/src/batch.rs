@@ -82,10 +82,14 @@ fn planner(shared: &Arc<Shared>, scope: &Arc<JobScope>) -> Planner {
 pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
     let outcome = tokio::select! {
         outcome = async {
-            // The semaphore lives as long as the master and is never closed.
-            let _turn = shared.running_jobs.acquire().await;
             match job.read(|record| record.kind) {
-                JobKind::Batch => run_statements(&shared, &job).await.map(|()| JobState::Succeeded),
+                JobKind::Batch => {
+                    // The semaphore lives as long as the master and is never closed.
+                    let _turn = shared.running_jobs.acquire().await;
+                    run_statements(&shared, &job)
+                        .await
+                        .map(|()| JobState::Succeeded)
+                }
                 JobKind::Streaming => stream::run(&shared, &job).await.map(|end| match end {
                     End::Stopped => JobState::Stopped,
                     End::Finished => JobState::Succeeded,

@@ -35,7 +35,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-/// Submitted jobs that run at a time; each holds connections of its own. The others stay queued.
+/// Submitted batch jobs that run at a time; each holds connections of its own. The others stay queued.
 const MAX_RUNNING_JOBS: usize = 32;
 /// How long a stopping master waits for what is under way.
 const STOP: Duration = Duration::from_secs(2);

@@ -8,8 +8,8 @@ use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{
-    CancelRequest, GetRequest, Job, JobState, ListRequest, QueryRequest, SubmitRequest,
-    TaskAttempt, WatchRequest,
+    CancelRequest, EpochProgress, EpochsRequest, GetRequest, Job, JobState, ListRequest,
+    QueryRequest, SubmitRequest, TaskAttempt, WatchRequest,
 };
 use std::time::Duration;
 use tokio::sync::watch;
@@ -149,6 +149,19 @@ impl Client {
         let job_id = job.to_owned();
         let response = self.jobs.clone().cancel(CancelRequest { job_id }).await?;
         Ok(response.into_inner().state())
+    }
+
+    /// The last epochs of a streaming job, at most `limit`, by number.
+    ///
+    /// # Errors
+    /// There is no such job (a [`Status`]).
+    pub async fn epochs(&self, job: &str, limit: u32) -> Result<Vec<EpochProgress>> {
+        let request = EpochsRequest {
+            job_id: job.to_owned(),
+            after_epoch: None,
+            limit,
+        };
+        Ok(self.jobs.clone().epochs(request).await?.into_inner().epochs)
     }
 
     /// A job's changes until its end.

@@ -1,6 +1,7 @@
 //! A cluster of real processes: `essaim master` and `essaim worker`s, killed when the test ends, however it ends.
 
 use crate::client::Client;
+use crate::proxy::Proxy;
 use crate::{SOON, unique, wait_for};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 /// The memory of a worker unless the test says otherwise.
-const MEMORY: &str = "768MiB";
+pub const MEMORY: &str = "768MiB";
 
 /// The binary under test: `essaim` in this program's folder, or in the one above for a test, which lies in `deps/`.
 ///
@@ -151,7 +152,7 @@ fn tail(log: &Path) -> String {
 /// One worker.
 #[derive(Debug)]
 pub struct Worker {
-    /// The id under which it registered.
+    /// The id under which it registered; empty if nobody waited for that.
     pub id: String,
     /// Where it listens.
     pub address: SocketAddr,
@@ -165,6 +166,8 @@ pub struct Cluster {
     dir: PathBuf,
     grpc: SocketAddr,
     http: SocketAddr,
+    /// What workers connect to instead of the master, if there is something before it.
+    front: Option<Proxy>,
     master: Option<Process>,
     masters_started: usize,
     workers: Vec<Worker>,
@@ -176,6 +179,20 @@ impl Cluster {
     /// # Errors
     /// The binary is missing, or a process does not come up.
     pub async fn start(workers: usize, slots: usize) -> Result<Self> {
+        Self::start_with(workers, slots, None).await
+    }
+
+    /// As [`Self::start`], with a proxy between workers and master.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_behind_proxy(workers: usize, slots: usize) -> Result<Self> {
+        // It is told where the master is when that is known.
+        let front = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 1))).await?;
+        Self::start_with(workers, slots, Some(front)).await
+    }
+
+    async fn start_with(workers: usize, slots: usize, front: Option<Proxy>) -> Result<Self> {
         let dir = logs()?.join(unique("cluster"));
         std::fs::create_dir_all(dir.join("state"))?;
         std::fs::create_dir_all(dir.join("tmp"))?;
@@ -184,6 +201,7 @@ impl Cluster {
             dir,
             grpc: any,
             http: any,
+            front,
             master: None,
             masters_started: 0,
             workers: Vec::new(),
@@ -255,6 +273,9 @@ impl Cluster {
             .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
             .with_context(|| format!("the master's first line is {line:?}"))?;
         self.master = Some(process);
+        if let Some(front) = &self.front {
+            front.retarget(self.grpc);
+        }
         let healthy = async || Ok((self.http_get("/healthz").await?.0 == 200).then_some(()));
         wait_for("the master to answer", SOON, healthy).await
     }
@@ -264,14 +285,66 @@ impl Cluster {
         self.master = None;
     }
 
+    /// Stops the master in its tracks (SIGSTOP): it keeps its ports and connections, and says nothing more.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn freeze_master(&self) -> Result<()> {
+        let master = self.master.as_ref().context("there is no master")?;
+        master.signal(Signal::SIGSTOP)
+    }
+
+    /// Starts a second master with the same state at other ports, which workers and clients find from now on. Returns
+    /// the first one, which is killed when it is dropped.
+    ///
+    /// # Errors
+    /// There is no first one; the second does not come up.
+    pub async fn take_over(&mut self) -> Result<Process> {
+        let old = self.master.take().context("there is no master")?;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        (self.grpc, self.http) = (any, any);
+        self.restart_master().await?;
+        Ok(old)
+    }
+
+    /// What is between workers and master, if there is something.
+    pub fn front(&self) -> Option<&Proxy> {
+        self.front.as_ref()
+    }
+
     /// Starts one more worker and waits until it has registered. Returns its position.
     ///
     /// # Errors
     /// It does not come up or does not register.
     pub async fn add_worker(&mut self, slots: usize, memory: &str) -> Result<usize> {
+        let index = self.start_worker(slots, memory).await?;
+        let name = format!("worker-{}", index + 1);
+        let id = wait_for(&format!("{name} to register"), SOON, async || {
+            let registered = self.registered().await?;
+            let known = |id: &String| self.workers.iter().any(|worker| worker.id == *id);
+            Ok(registered.into_iter().find(|id| !known(id)))
+        })
+        .await
+        .with_context(|| {
+            let log = self.dir.join(format!("{name}.log"));
+            format!("its log ends with:\n{}", tail(&log))
+        })?;
+        self.workers[index].id = id;
+        Ok(index)
+    }
+
+    /// Starts one more worker, which registers as soon as there is a master. Returns its position.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_worker(&mut self, slots: usize, memory: &str) -> Result<usize> {
+        let master = match &self.front {
+            Some(front) => format!("http://{}", front.address()),
+            None => self.url(),
+        };
         let mut command = self.command("worker")?;
         command
-            .args(["--master", &self.url()])
+            .args(["--master", &master])
             .args(["--listen", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string()])
             .args(["--memory", memory]);
@@ -282,15 +355,8 @@ impl Cluster {
             .strip_prefix("listening on ")
             .and_then(|rest| rest.trim().parse().ok())
             .with_context(|| format!("the worker's first line is {line:?}"))?;
-        let id = wait_for(&format!("{name} to register"), SOON, async || {
-            let registered = self.registered().await?;
-            let known = |id: &String| self.workers.iter().any(|worker| worker.id == *id);
-            Ok(registered.into_iter().find(|id| !known(id)))
-        })
-        .await
-        .with_context(|| format!("its log ends with:\n{}", tail(&process.log)))?;
         self.workers.push(Worker {
-            id,
+            id: String::new(),
             address,
             process: Some(process),
         });

@@ -3,10 +3,12 @@
 //! PostgreSQL and Kafka must run already (`make services`); where, say the variables `ESSAIM_TEST_POSTGRES` and
 //! `ESSAIM_TEST_KAFKA`. The binary under test is the one beside the tests in the target folder.
 
+pub mod broker;
 pub mod client;
 pub mod cluster;
 pub mod kafka;
 pub mod postgres;
+pub mod proxy;
 pub mod sql;
 pub mod tpch;
 

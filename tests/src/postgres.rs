@@ -203,6 +203,7 @@ pub struct PrivateServer {
     pub url: String,
     /// Its port on 127.0.0.1.
     pub port: u16,
+    starts: usize,
     process: Option<Process>,
     // Removed last.
     dir: TempDir,
@@ -214,42 +215,22 @@ impl PrivateServer {
     /// # Errors
     /// PostgreSQL is not installed or does not start.
     pub async fn start() -> Result<Self> {
-        // The server refuses to run as root, so it is given a user, who must reach its folder.
-        let user = match Uid::effective().is_root() {
-            true => Some(User::from_name("postgres")?.context("root needs a user postgres")?),
-            false => None,
-        };
-        let command = |program: &str| -> Result<Command> {
-            let mut command = Command::new(installed(program)?);
-            if let Some(user) = &user {
-                command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-            }
-            Ok(command)
-        };
         let dir = tempfile::Builder::new()
             .prefix("essaim-postgres")
             .tempdir()?;
         let password = dir.path().join("password");
         std::fs::write(&password, "essaim\n")?;
-        if let Some(user) = &user {
+        if let Some(user) = server_user()? {
             for path in [dir.path(), &password] {
                 std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
             }
         }
-        let data = dir.path().join("data");
         let mut initdb = command("initdb")?;
         initdb
-            .args([
-                "-U",
-                "essaim",
-                "-A",
-                "scram-sha-256",
-                "-E",
-                "UTF8",
-                "--no-sync",
-                "-D",
-            ])
-            .arg(&data)
+            .args(["-U", "essaim", "-A", "scram-sha-256", "-E", "UTF8"])
+            .arg("--no-sync")
+            .arg("-D")
+            .arg(dir.path().join("data"))
             .arg(format!("--pwfile={}", password.display()))
             .current_dir(dir.path());
         let output = tokio::task::spawn_blocking(move || initdb.output()).await??;
@@ -258,32 +239,53 @@ impl PrivateServer {
             "initdb: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
-        let mut postgres = command("postgres")?;
-        postgres
-            .arg("-D")
-            .arg(&data)
-            .args(["-p", &port.to_string(), "-k", ""])
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
-            .current_dir(dir.path());
-        let process = Process::spawn("postgres", postgres, dir.path())?;
-        let server = Self {
+        let mut server = Self {
             url: format!("postgres://essaim:essaim@127.0.0.1:{port}/postgres"),
             port,
-            process: Some(process),
+            starts: 0,
+            process: None,
             dir,
         };
+        server.restart()?;
         wait_for("the private PostgreSQL", SOON, async || {
             Ok(Some(server.connect().await?))
         })
         .await
         .with_context(|| {
-            std::fs::read_to_string(server.dir.path().join("postgres.log")).unwrap_or_default()
+            std::fs::read_to_string(server.dir.path().join("postgres-1.log")).unwrap_or_default()
         })?;
         Ok(server)
+    }
+
+    /// Starts it again after it was killed, at the same port and with the same data. It may not answer yet.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        let mut postgres = command("postgres")?;
+        postgres
+            .arg("-D")
+            .arg(self.dir.path().join("data"))
+            .args(["-p", &self.port.to_string(), "-k", ""])
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
+            .current_dir(self.dir.path());
+        self.starts += 1;
+        let name = format!("postgres-{}", self.starts);
+        self.process = Some(Process::spawn(&name, postgres, self.dir.path())?);
+        Ok(())
+    }
+
+    /// Where it keeps its data and its log.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Leaves its folder when it is dropped.
+    pub fn keep_dir(&mut self) {
+        self.dir.disable_cleanup(true);
     }
 
     /// A connection to its database.
@@ -316,6 +318,25 @@ impl Drop for PrivateServer {
             let _ = self.kill();
         }
     }
+}
+
+/// Who runs a private server: PostgreSQL refuses to run as root, so it is given a user.
+fn server_user() -> Result<Option<User>> {
+    match Uid::effective().is_root() {
+        true => Ok(Some(
+            User::from_name("postgres")?.context("root needs a user postgres")?,
+        )),
+        false => Ok(None),
+    }
+}
+
+/// A program of PostgreSQL, to be run by [`server_user`].
+fn command(program: &str) -> Result<Command> {
+    let mut command = Command::new(installed(program)?);
+    if let Some(user) = server_user()? {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    Ok(command)
 }
 
 /// The processes whose parent is `parent`, from `/proc/*/stat`.

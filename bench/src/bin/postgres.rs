@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use essaim_bench::measure::in_turn;
-use essaim_bench::process::cpu_seconds;
+use essaim_bench::process::cpu_seconds_of;
 use essaim_bench::report::Report;
 use essaim_tests::client::Client;
 use essaim_tests::cluster::Cluster;
@@ -75,9 +75,9 @@ async fn main() -> Result<()> {
             Ok(())
         },
         async || {
-            let before = processor_time(&cluster)?;
+            let before = cpu_seconds_of(cluster.pids())?;
             query(&client, &sql).await?;
-            cpu.push(processor_time(&cluster)? - before);
+            cpu.push(cpu_seconds_of(cluster.pids())? - before);
             Ok(())
         },
     )
@@ -194,8 +194,4 @@ async fn query(client: &Client, sql: &str) -> Result<()> {
         "{groups} groups of {counted} rows, not 1000 of {ROWS}"
     );
     Ok(())
-}
-
-fn processor_time(cluster: &Cluster) -> Result<f64> {
-    cluster.pids().into_iter().map(cpu_seconds).sum()
 }

@@ -7,6 +7,11 @@ use indicatif::HumanCount;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, Row, ValueRef};
 
+/// The table with a row for each window and language.
+pub const LANGUAGES: &str = "toots_by_language";
+/// The table with a row for each window and hashtag.
+pub const HASHTAGS: &str = "toots_by_hashtag";
+
 /// A result table, and the same rows as PostgreSQL computes them from what was sent.
 struct Checked {
     table: &'static str,
@@ -20,20 +25,21 @@ struct Checked {
 
 const CHECKED: [Checked; 2] = [
     Checked {
-        table: "toots_per_minute",
+        table: LANGUAGES,
         counts: "toots",
-        key: "minute, language",
-        values: &["followers_reached", "round(avg_length * toots)"],
-        expected: "SELECT date_trunc('minute', created_at) AS minute, language, count(*) AS toots,
-                     avg(length)::float8 AS avg_length, sum(followers_count)::bigint AS followers_reached
-                   FROM toots_sent JOIN accounts ON accounts.id = account_id GROUP BY 1, 2",
+        key: "window_start, language",
+        values: &["round(avg_length * toots)"],
+        expected: "SELECT date_bin('10 seconds', created_at, 'epoch') AS window_start, language, count(*) AS toots,
+                     avg(length)::float8 AS avg_length
+                   FROM toots_sent GROUP BY 1, 2",
     },
     Checked {
-        table: "hashtags_per_region",
+        table: HASHTAGS,
         counts: "hashtags",
-        key: "region, hashtag",
+        key: "window_start, hashtag",
         values: &["followers_reached"],
-        expected: "SELECT region, hashtag, count(*) AS toots, sum(followers_count)::bigint AS followers_reached
+        expected: "SELECT date_bin('5 seconds', created_at, 'epoch') AS window_start, hashtag, count(*) AS toots,
+                     sum(followers_count)::bigint AS followers_reached
                    FROM toots_sent CROSS JOIN unnest(tags) AS hashtag JOIN accounts ON accounts.id = account_id
                    GROUP BY 1, 2",
     },
@@ -168,16 +174,17 @@ impl Checked {
     }
 }
 
-/// The first rows of a result table, in the order of its key, under a line that says how many there are.
+/// The newest windows of a result table, their largest counts first, under a line that says how many rows there are.
 ///
 /// # Errors
 /// The server's.
-pub async fn first_rows(postgres: &Postgres, table: &str, limit: usize) -> Result<String> {
+pub async fn newest_rows(postgres: &Postgres, table: &str, limit: usize) -> Result<String> {
     let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {table}")))
         .fetch_one(&postgres.pool)
         .await?;
     // The simple protocol sends every value as text.
-    let sql = format!("SELECT * FROM {table} ORDER BY 1, 2 LIMIT {limit}");
+    let sql =
+        format!("SELECT * FROM {table} ORDER BY window_start DESC, toots DESC, 2 LIMIT {limit}");
     let rows = postgres
         .pool
         .fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)))
@@ -192,7 +199,7 @@ pub async fn first_rows(postgres: &Postgres, table: &str, limit: usize) -> Resul
         shown.add_row(texts(row)?);
     }
     Ok(format!(
-        "{table}: {} rows, the first {}\n{}",
+        "{table}: {} rows, the newest {}\n{}",
         HumanCount(u64::try_from(count)?),
         rows.len(),
         shown.trim_fmt()

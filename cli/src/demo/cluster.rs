@@ -18,26 +18,21 @@ const REGISTER: Duration = Duration::from_secs(20);
 const HTTP: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
-/// One worker.
-#[derive(Debug)]
-pub struct Worker {
-    /// The id under which the master knows it.
-    pub id: String,
-    process: Process,
-}
-
 /// The cluster. Its processes are killed when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     binary: PathBuf,
     folder: PathBuf,
-    /// Where clients and workers connect.
-    pub grpc: String,
+    /// What the master has in its environment.
+    variables: Vec<(&'static str, String)>,
+    /// Where the master listens, `host:port`: the same again after a restart.
+    listen: String,
     /// Where the status is served.
     pub http: SocketAddr,
-    pub workers: Vec<Worker>,
+    workers: Vec<Process>,
     workers_started: usize,
-    _master: Process,
+    masters_started: usize,
+    master: Option<Process>,
 }
 
 impl Cluster {
@@ -47,38 +42,62 @@ impl Cluster {
     /// A process does not come up; the end of its log is in the message.
     pub async fn start(
         workers: usize,
-        variables: &[(&str, &str)],
+        variables: Vec<(&'static str, String)>,
         folder: &Path,
         group: &Group,
     ) -> Result<Self> {
-        let binary = std::env::current_exe().context("where this program is")?;
         std::fs::create_dir_all(folder.join("tmp"))?;
-        let mut command = command(&binary, "master", folder);
-        command
-            .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
-            .arg("--state-dir")
-            .arg(folder.join("state"))
-            .envs(variables.iter().copied());
-        let mut master = group.spawn("master", command, Signal::SIGKILL, folder)?;
-        let line = master.line().await?;
-        let (grpc, http) = line
-            .strip_prefix("listening on grpc ")
-            .and_then(|rest| rest.split_once(" http "))
-            .and_then(|(grpc, http)| Some((grpc.to_owned(), http.parse().ok()?)))
-            .with_context(|| format!("the master's first line is {line:?}"))?;
         let mut cluster = Self {
-            binary,
+            binary: std::env::current_exe().context("where this program is")?,
             folder: folder.to_owned(),
-            grpc: format!("http://{grpc}"),
-            http,
+            variables,
+            listen: "127.0.0.1:0".to_owned(),
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
             workers: Vec::new(),
             workers_started: 0,
-            _master: master,
+            masters_started: 0,
+            master: None,
         };
+        cluster.start_master(group).await?;
         for _ in 0..workers {
             cluster.add_worker(group).await?;
         }
         Ok(cluster)
+    }
+
+    /// Where clients and workers connect.
+    pub fn grpc(&self) -> String {
+        format!("http://{}", self.listen)
+    }
+
+    /// How many workers run.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Starts a master: the first one at free ports, a later one at the same, with the same state.
+    ///
+    /// # Errors
+    /// It does not come up; the end of its log is in the message.
+    pub async fn start_master(&mut self, group: &Group) -> Result<()> {
+        self.masters_started += 1;
+        let name = format!("master-{}", self.masters_started);
+        let mut command = command(&self.binary, "master", &self.folder);
+        command
+            .args(["--listen", &self.listen])
+            .args(["--http", &self.http.to_string()])
+            .arg("--state-dir")
+            .arg(self.folder.join("state"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let mut master = group.spawn(&name, command, Signal::SIGKILL, &self.folder)?;
+        let line = master.line().await?;
+        (self.listen, self.http) = line
+            .strip_prefix("listening on grpc ")
+            .and_then(|rest| rest.split_once(" http "))
+            .and_then(|(grpc, http)| Some((grpc.to_owned(), http.parse().ok()?)))
+            .with_context(|| format!("the master's first line is {line:?}"))?;
+        self.master = Some(master);
+        Ok(())
     }
 
     /// Starts one more worker and waits until it has registered.
@@ -86,20 +105,20 @@ impl Cluster {
     /// # Errors
     /// As [`Self::start`].
     pub async fn add_worker(&mut self, group: &Group) -> Result<()> {
+        let before = self.registered().await?;
         self.workers_started += 1;
         let name = format!("worker-{}", self.workers_started);
         let mut command = command(&self.binary, "worker", &self.folder);
         command
-            .args(["--master", &self.grpc, "--listen", "127.0.0.1:0"])
+            .args(["--master", &self.grpc(), "--listen", "127.0.0.1:0"])
             .args(["--slots", &SLOTS.to_string()]);
         let mut process = group.spawn(&name, command, Signal::SIGKILL, &self.folder)?;
         process.line().await?;
         let deadline = Instant::now() + REGISTER;
         loop {
             let registered = self.registered().await?;
-            let known = |id: &String| self.workers.iter().any(|worker| worker.id == *id);
-            if let Some(id) = registered.into_iter().find(|id| !known(id)) {
-                self.workers.push(Worker { id, process });
+            if registered.iter().any(|id| !before.contains(id)) {
+                self.workers.push(process);
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -112,23 +131,22 @@ impl Cluster {
         }
     }
 
-    /// Kills a worker with SIGKILL. Returns the system's id that it had.
+    /// Kills the first worker with SIGKILL. Returns the system's id that it had.
     ///
     /// # Errors
-    /// There is no such worker, or it had ended by itself.
-    pub fn kill_worker(&mut self, id: &str) -> Result<u32> {
-        let index = self
-            .workers
-            .iter()
-            .position(|worker| worker.id == id)
-            .with_context(|| format!("there is no worker {id} to be killed"))?;
-        let mut worker = self.workers.swap_remove(index);
-        ensure!(
-            !worker.process.has_ended()?,
-            "worker {id} had ended before it was killed"
-        );
-        // Dropped here, which kills it.
-        Ok(worker.process.pid())
+    /// There is none, or it had ended by itself.
+    pub fn kill_worker(&mut self) -> Result<u32> {
+        ensure!(!self.workers.is_empty(), "there is no worker to be killed");
+        kill(self.workers.remove(0), "worker")
+    }
+
+    /// Kills the master with SIGKILL. Returns the system's id that it had.
+    ///
+    /// # Errors
+    /// There is none, or it had ended by itself.
+    pub fn kill_master(&mut self) -> Result<u32> {
+        let master = self.master.take();
+        kill(master.context("there is no master to be killed")?, "master")
     }
 
     /// The ids of the workers that the master knows.
@@ -162,6 +180,14 @@ impl Cluster {
             .with_context(|| format!("the master's status page is {body:?}"))?;
         Ok(page.workers.into_iter().map(|worker| worker.id).collect())
     }
+}
+
+/// Dropping a process kills it.
+fn kill(mut process: Process, role: &str) -> Result<u32> {
+    if process.has_ended()? {
+        return Err(process.explain(anyhow::anyhow!("the {role} had ended before it was killed")));
+    }
+    Ok(process.pid())
 }
 
 fn command(binary: &Path, role: &str, folder: &Path) -> Command {

@@ -1,184 +1,216 @@
-//! The job, and the worker that is killed in the middle of it.
+//! The job while toots come: what is shown of it, and what is killed under it.
 
 use super::cluster::Cluster;
-use super::kafka::TOPIC;
+use super::latency::{Produced, Seen};
+use super::postgres::Postgres;
+use super::process::Group;
 use super::screen::Screen;
+use super::{LENGTH, account};
 use crate::client::{self, Failure};
 use crate::jobs::has_ended;
-use anyhow::{Context, Result};
-use essaim_proto::v1::{Job, JobState, StageStatus, SubmitRequest, TaskAttempt, WatchRequest};
-use std::collections::BTreeMap;
+use anyhow::{Result, bail, ensure};
+use essaim_proto::v1::jobs_client::JobsClient;
+use essaim_proto::v1::{GetRequest, Job, JobState, StopRequest, SubmitRequest};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tonic::transport::Channel;
 
 /// The job file.
 pub const SQL: &str = include_str!("../../../examples/demo/job.sql");
 /// What the job is called.
 pub const NAME: &str = "demo";
 
-/// How the job went.
+/// When a worker is killed, and when the master, as shares of the time in which toots come.
+const WORKER_DIES: f64 = 0.4;
+const MASTER_DIES: f64 = 0.65;
+/// How long the job may take to start and to stop.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Once all toots are sent: without another one counted for so long, no more will be.
+const STALL: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(100);
+/// How long a master may take to answer; one that is killed does not.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The job on a master that may go away and come back.
 #[derive(Debug)]
+pub struct Running {
+    address: String,
+    client: Option<JobsClient<Channel>>,
+    id: String,
+}
+
+/// What happened while toots came.
+#[derive(Debug, Default)]
 pub struct Outcome {
-    /// The worker that was killed.
-    pub killed: Option<String>,
-    /// Tasks that the killed worker took with it and that ran again, one line each.
-    pub ran_again: Vec<String>,
+    pub workers_killed: u32,
+    pub masters_killed: u32,
+    /// When the first of them was killed.
+    pub first_kill: Option<Instant>,
+    /// The job's last report.
+    pub job: Job,
 }
 
-/// Runs the job and kills the worker that has the youngest of the running tasks once others are done.
-///
-/// # Errors
-/// The job does not succeed.
-pub async fn run(cluster: &mut Cluster, screen: &mut Screen) -> Result<Outcome> {
-    let mut client = client::connect(&cluster.grpc).await?;
-    let submit = SubmitRequest {
-        sql: SQL.to_owned(),
-        name: NAME.to_owned(),
-        from_scratch: false,
-    };
-    let job_id = client::answer(client.submit(submit)).await?.job_id;
-    let mut reports = client::answer(client.watch(WatchRequest { job_id })).await?;
-    let mut killed = None;
-    let mut last = None;
-    while let Some(job) = reports.message().await.map_err(Failure::from)? {
-        if killed.is_none()
-            && let Some(attempt) = victim(&job)
-        {
-            let pid = cluster.kill_worker(&attempt.worker)?;
-            screen.say(&format!(
-                "killed a worker (process {pid}) with SIGKILL while it ran task {} ({})",
-                attempt.task, attempt.split
-            ));
-            killed = Some(attempt.worker.clone());
-        }
-        screen.progress(&job);
-        let ended = has_ended(job.state());
-        last = Some(job);
-        if ended {
-            break;
-        }
+/// What the performance needs.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    pub cluster: &'a mut Cluster,
+    pub group: &'a Group,
+    pub postgres: &'a Postgres,
+    pub screen: &'a mut Screen,
+    pub produced: &'a Produced,
+    pub seen: &'a Seen,
+    /// How many toots there are in all, once they are all sent.
+    pub total: &'a OnceLock<u64>,
+}
+
+impl Running {
+    /// Submits the job and waits until it runs.
+    ///
+    /// # Errors
+    /// It is refused or fails.
+    pub async fn submit(address: &str) -> Result<Self> {
+        let mut client = client::connect(address).await?;
+        let submit = SubmitRequest {
+            sql: SQL.to_owned(),
+            name: NAME.to_owned(),
+            from_scratch: false,
+        };
+        let id = client::answer(client.submit(submit)).await?.job_id;
+        let mut running = Self {
+            address: address.to_owned(),
+            client: Some(client),
+            id,
+        };
+        running
+            .wait("run", |job| job.state() == JobState::Running)
+            .await?;
+        Ok(running)
     }
-    let job = last.context("the master does not report on the job")?;
-    if job.state() != JobState::Succeeded {
-        return Err(Failure::Failed(format!("the job failed: {}", job.message)).into());
+
+    /// The job as it is now; absent while its master is away.
+    ///
+    /// # Errors
+    /// The job has failed or was cancelled.
+    async fn now(&mut self) -> Result<Option<Job>> {
+        let request = GetRequest {
+            job_id: self.id.clone(),
+        };
+        let asked = async {
+            let mut client = match self.client.take() {
+                Some(client) => client,
+                None => client::connect(&self.address).await?,
+            };
+            let job = client::answer(client.get(request)).await?;
+            Ok::<_, Failure>((client, job))
+        };
+        // Whatever went wrong, the next question begins with a connection.
+        let Ok(Ok((client, job))) = tokio::time::timeout(ANSWER, asked).await else {
+            return Ok(None);
+        };
+        self.client = Some(client);
+        if has_ended(job.state()) && job.state() != JobState::Stopped {
+            return Err(Failure::Failed(format!("the job failed: {}", job.message)).into());
+        }
+        Ok(Some(job))
     }
-    let ran_again = killed
-        .as_deref()
-        .map(|worker| ran_again(&job, worker))
-        .unwrap_or_default();
-    Ok(Outcome { killed, ran_again })
-}
 
-/// The youngest running attempt of the first stage over the topic that is in its middle: some tasks done, some to come.
-fn victim(job: &Job) -> Option<&TaskAttempt> {
-    let stages = job.queries.iter().flat_map(|query| &query.stages);
-    let reads_topic = |attempt: &TaskAttempt| attempt.split.contains(&format!("{TOPIC}["));
-    stages
-        .filter(|stage| stage.tasks_done > 0)
-        .filter(|stage| stage.tasks_done + stage.tasks_running < stage.tasks)
-        .flat_map(|stage| &stage.attempts)
-        .filter(|attempt| attempt.outcome == "running" && reads_topic(attempt))
-        .max_by_key(|attempt| attempt.started_ms)
-}
-
-/// The tasks that `worker` lost, and how they ended elsewhere.
-fn ran_again(job: &Job, worker: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    for query in &job.queries {
-        for stage in &query.stages {
-            for (task, attempts) in by_task(stage) {
-                let Some(lost) = attempts
-                    .iter()
-                    .find(|a| a.worker == worker && a.outcome == "lost")
-                else {
-                    continue;
-                };
-                let Some(won) = attempts.iter().find(|a| a.outcome == "succeeded") else {
-                    continue;
-                };
-                lines.push(format!(
-                    "task {task} of {} ({}): attempt {} lost on {}, attempt {} succeeded on {}",
-                    query.sink, lost.split, lost.attempt, lost.worker, won.attempt, won.worker
-                ));
+    async fn wait(&mut self, what: &str, is_so: impl Fn(&Job) -> bool) -> Result<Job> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(job) = self.now().await?
+                && is_so(&job)
+            {
+                return Ok(job);
             }
+            ensure!(
+                Instant::now() < deadline,
+                "the job does not {what} within {} s",
+                PATIENCE.as_secs()
+            );
+            tokio::time::sleep(POLL).await;
         }
     }
-    lines
+
+    /// Shows the job and kills under it until every toot is counted, or none has been for long; then stops it.
+    ///
+    /// # Errors
+    /// The job fails, or the new master does not come up.
+    pub async fn perform(mut self, scene: Scene<'_>) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        let began = Instant::now();
+        let mut all_sent = None;
+        let mut last = None;
+        loop {
+            let share = began.elapsed().as_secs_f64() / LENGTH.as_secs_f64();
+            if outcome.workers_killed == 0 && share >= WORKER_DIES {
+                let pid = scene.cluster.kill_worker()?;
+                outcome.workers_killed += 1;
+                outcome.first_kill = Some(Instant::now());
+                scene
+                    .screen
+                    .say(&format!("killed a worker (process {pid}) with SIGKILL"));
+            }
+            if outcome.masters_killed == 0 && share >= MASTER_DIES {
+                let pid = scene.cluster.kill_master()?;
+                outcome.masters_killed += 1;
+                self.client = None;
+                scene
+                    .screen
+                    .say(&format!("killed the master (process {pid}) with SIGKILL"));
+                scene.cluster.start_master(scene.group).await?;
+                scene
+                    .screen
+                    .say("a new master is up, with the state of the old one");
+            }
+            let now = self.now().await?;
+            if let Some(job) = &now
+                && job.state() == JobState::Stopped
+            {
+                bail!("somebody has stopped the job");
+            }
+            // A new master knows of no epoch before its first.
+            last = now.filter(|job| job.last_epoch.is_some()).or(last);
+            let seen = scene.seen.last();
+            let counted = seen.map_or(0, |(_, toots)| toots);
+            if scene.screen.wants_rows() && counted > 0 {
+                let tables = newest(scene.postgres).await?;
+                scene.screen.rows(tables);
+            }
+            scene
+                .screen
+                .show(scene.produced.sent(), counted, last.as_ref());
+            if let Some(total) = scene.total.get() {
+                let all_sent = *all_sent.get_or_insert_with(Instant::now);
+                let changed = seen.map_or(all_sent, |(at, _)| at.max(all_sent));
+                if counted >= *total || changed.elapsed() > STALL {
+                    break;
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.stop().await?;
+        outcome.job = self
+            .wait("stop", |job| job.state() == JobState::Stopped)
+            .await?;
+        Ok(outcome)
+    }
+
+    /// Asks for the job's end after its epoch.
+    async fn stop(&self) -> Result<()> {
+        let mut client = client::connect(&self.address).await?;
+        let request = StopRequest {
+            job_id: self.id.clone(),
+        };
+        client::answer(client.stop(request)).await?;
+        Ok(())
+    }
 }
 
-fn by_task(stage: &StageStatus) -> BTreeMap<u32, Vec<&TaskAttempt>> {
-    let mut tasks: BTreeMap<u32, Vec<&TaskAttempt>> = BTreeMap::new();
-    for attempt in &stage.attempts {
-        tasks.entry(attempt.task).or_default().push(attempt);
+/// The newest rows of both result tables.
+pub async fn newest(postgres: &Postgres) -> Result<String> {
+    let mut tables = Vec::new();
+    for table in [account::LANGUAGES, account::HASHTAGS] {
+        tables.push(account::newest_rows(postgres, table, super::ROWS_SHOWN).await?);
     }
-    tasks
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use essaim_proto::v1::QueryStatus;
-
-    fn attempt(task: u32, number: u32, worker: &str, outcome: &str) -> TaskAttempt {
-        TaskAttempt {
-            task,
-            attempt: number,
-            worker: worker.into(),
-            outcome: outcome.into(),
-            started_ms: i64::from(task),
-            split: format!("toots toots[{task}] 0..9"),
-            ..TaskAttempt::default()
-        }
-    }
-
-    fn job(tasks: u32, tasks_done: u32, attempts: Vec<TaskAttempt>) -> Job {
-        let running = attempts.iter().filter(|a| a.outcome == "running").count();
-        let stage = StageStatus {
-            tasks,
-            tasks_done,
-            tasks_running: running as u32,
-            attempts,
-            ..StageStatus::default()
-        };
-        let query = QueryStatus {
-            sink: "t".into(),
-            stages: vec![stage],
-            ..QueryStatus::default()
-        };
-        Job {
-            queries: vec![query],
-            ..Job::default()
-        }
-    }
-
-    #[test]
-    fn the_victim_has_the_youngest_task_of_a_stage_in_its_middle() {
-        let attempts = || {
-            vec![
-                attempt(0, 1, "a", "succeeded"),
-                attempt(1, 1, "a", "running"),
-                attempt(2, 1, "b", "running"),
-            ]
-        };
-        let job_in_the_middle = job(4, 1, attempts());
-        assert_eq!(victim(&job_in_the_middle).unwrap().worker, "b");
-        assert_eq!(victim(&job(3, 1, attempts())), None);
-        assert_eq!(victim(&job(4, 0, attempts()[1..].to_vec())), None);
-    }
-
-    #[test]
-    fn a_task_that_ran_again_is_told_with_both_workers() {
-        let job = job(
-            2,
-            2,
-            vec![
-                attempt(0, 1, "a", "succeeded"),
-                attempt(1, 1, "b", "lost"),
-                attempt(1, 2, "a", "succeeded"),
-            ],
-        );
-        assert_eq!(
-            ran_again(&job, "b"),
-            ["task 1 of t (toots toots[1] 0..9): attempt 1 lost on b, attempt 2 succeeded on a"]
-        );
-        assert!(ran_again(&job, "a").is_empty());
-    }
+    Ok(tables.join("\n\n"))
 }

@@ -1,8 +1,10 @@
 //! An embedded Kafka broker and the topic `toots` in it.
 
+use super::latency::Produced;
 use super::postgres::Ledger;
-use super::toots::Toot;
+use super::toots::Author;
 use anyhow::{Context, Result, ensure};
+use chrono::Utc;
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -13,6 +15,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, ProducerContext, Thr
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::time::MissedTickBehavior;
 
 /// The topic.
 pub const TOPIC: &str = "toots";
@@ -20,12 +23,14 @@ pub const TOPIC: &str = "toots";
 pub const PARTITIONS: i32 = 12;
 /// How long the broker may take for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Toots sent before others have their turn.
-const TURN: u64 = 500;
+/// How often it is looked how many toots are due.
+const TURN: Duration = Duration::from_millis(5);
+/// Toots that go to one partition before the next has its turn, so that they travel together.
+const LOT: u64 = 100;
 const POLL: Duration = Duration::from_millis(10);
 
 /// librdkafka's mock broker, in this process. It drops a partition's oldest messages beyond 5 MiB or 100,000 batches,
-/// which [`Broker::fill`] checks has not happened.
+/// which [`produce`] checks has not happened.
 pub struct Broker {
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
@@ -45,71 +50,93 @@ impl Broker {
     pub fn address(&self) -> String {
         self.cluster.bootstrap_servers()
     }
+}
 
-    /// Sends the toots, in turn to each partition, and notes them in the ledger. Returns how many the topic holds.
-    ///
-    /// # Errors
-    /// A message that the broker did not take, or did not keep.
-    pub async fn fill(&self, toots: impl Iterator<Item = Toot>, mut ledger: Ledger) -> Result<u64> {
-        let deliveries = Deliveries::default();
-        let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
-            .set("bootstrap.servers", self.address())
-            // The broker's limit is in bytes as they are sent.
-            .set("compression.type", "zstd")
-            .set("linger.ms", "100")
-            .set("queue.buffering.max.messages", "1000000")
-            .set("queue.buffering.max.kbytes", "1048576")
-            .create_with_context(deliveries.clone())?;
-        let mut sent: u64 = 0;
-        for toot in toots {
-            let value = toot.json()?;
-            let key = toot.account_id.to_string();
-            // Below PARTITIONS.
-            let partition = (sent % PARTITIONS as u64) as i32;
-            producer
-                .send(
-                    BaseRecord::to(TOPIC)
-                        .partition(partition)
-                        .key(&key)
-                        .payload(&value)
-                        .timestamp(toot.created_ms),
-                )
-                .map_err(|(error, _)| error)?;
-            ledger.note(&toot).await?;
-            sent += 1;
-            if sent.is_multiple_of(TURN) {
-                // Neither of the two sends above waits often: what runs beside must have its turn.
-                tokio::task::yield_now().await;
+/// Sends toots to the broker for so long, a lot to each partition in turn, and notes them in the ledger. Returns how many
+/// the topic holds at the end. `produced` always knows how many were sent.
+///
+/// # Errors
+/// A message that the broker did not take, or did not keep.
+pub async fn produce(
+    address: String,
+    mut author: Author,
+    per_second: u64,
+    length: Duration,
+    mut ledger: Ledger,
+    produced: Arc<Produced>,
+) -> Result<u64> {
+    let deliveries = Deliveries::default();
+    let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
+        .set("bootstrap.servers", &address)
+        // The broker's limit is in bytes as they are sent.
+        .set("compression.type", "zstd")
+        .set("linger.ms", "5")
+        .create_with_context(deliveries.clone())?;
+    let mut sent: u64 = 0;
+    let mut turns = tokio::time::interval(TURN);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut partitions = (0..PARTITIONS).cycle();
+    let started = Instant::now();
+    loop {
+        turns.tick().await;
+        let elapsed = started.elapsed().min(length);
+        // Microseconds by toots a second: far below 2^64.
+        let due = (elapsed.as_micros() as u64) * per_second / 1_000_000;
+        while sent < due {
+            // Before they are sent: what is measured against it is never too short.
+            let now = Instant::now();
+            let created_ms = Utc::now().timestamp_millis();
+            let partition = partitions.next().unwrap_or_default();
+            for _ in 0..LOT.min(due - sent) {
+                let toot = author.write(created_ms);
+                let value = toot.json()?;
+                let key = toot.account_id.to_string();
+                producer
+                    .send(
+                        BaseRecord::to(TOPIC)
+                            .partition(partition)
+                            .key(&key)
+                            .payload(&value)
+                            .timestamp(toot.created_ms),
+                    )
+                    .map_err(|(error, _)| error)?;
+                ledger.note(&toot).await?;
+                sent += 1;
             }
+            produced.note(now, sent);
+            // Nothing above waits often: what runs beside must have its turn.
+            tokio::task::yield_now().await;
         }
-        let noted = ledger.finish().await?;
-        ensure!(
-            noted == sent,
-            "{sent} toots were sent but {noted} were noted"
-        );
-        let deadline = Instant::now() + PATIENCE;
-        while deliveries.done() < sent {
-            ensure!(
-                Instant::now() < deadline,
-                "the broker has taken {} of {sent} toots within {} s",
-                deliveries.done(),
-                PATIENCE.as_secs()
-            );
-            tokio::time::sleep(POLL).await;
+        if elapsed == length {
+            break;
         }
-        if let Some(error) = deliveries.0.failed.get() {
-            return Err(error.clone()).context("the broker did not take a toot");
-        }
-        // Nothing is in flight: there is nothing to wait for when it is dropped.
-        drop(producer);
-        let address = self.address();
-        let kept = tokio::task::spawn_blocking(move || kept(&address)).await??;
-        ensure!(
-            kept == sent,
-            "{sent} toots were sent but the topic holds {kept}"
-        );
-        Ok(kept)
     }
+    let noted = ledger.finish().await?;
+    ensure!(
+        noted == sent,
+        "{sent} toots were sent but {noted} were noted"
+    );
+    let deadline = Instant::now() + PATIENCE;
+    while deliveries.done() < sent {
+        ensure!(
+            Instant::now() < deadline,
+            "the broker has taken {} of {sent} toots within {} s",
+            deliveries.done(),
+            PATIENCE.as_secs()
+        );
+        tokio::time::sleep(POLL).await;
+    }
+    if let Some(error) = deliveries.0.failed.get() {
+        return Err(error.clone()).context("the broker did not take a toot");
+    }
+    // Nothing is in flight: there is nothing to wait for when it is dropped.
+    drop(producer);
+    let kept = tokio::task::spawn_blocking(move || kept(&address)).await??;
+    ensure!(
+        kept == sent,
+        "{sent} toots were sent but the topic holds {kept}"
+    );
+    Ok(kept)
 }
 
 /// How many messages the topic holds, all from offset 0 on.

@@ -1,9 +1,11 @@
-//! `essaim demo`: a cluster, a broker and a database of its own, one job, one worker killed, and an account of every row.
+//! `essaim demo`: a cluster, a broker and a database of its own, a stream, a worker and the master killed, and an account
+//! of every row.
 
 mod account;
 mod cluster;
 mod job;
 mod kafka;
+mod latency;
 mod postgres;
 mod process;
 mod screen;
@@ -15,20 +17,29 @@ use account::Account;
 use anyhow::{Result, ensure};
 use cluster::Cluster;
 use indicatif::HumanCount;
-use job::Outcome;
+use job::{Outcome, Running, Scene};
 use kafka::{Broker, PARTITIONS, TOPIC};
+use latency::{Latencies, Produced, Seen};
 use postgres::{Installation, Ledger, Postgres};
 use process::{Group, private_folder};
 use screen::Screen;
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tempfile::TempDir;
+use tokio_util::task::AbortOnDropHandle;
+use toots::Author;
 
-/// Toots in the topic.
-const TOOTS: u64 = 300_000;
+/// Toots a second, and for how long they come.
+const PER_SECOND: u64 = 20_000;
+const LENGTH: Duration = Duration::from_secs(20);
+/// Toots that are sent so soon after the first, or so shortly before the first kill, are not among the undisturbed ones.
+const WARM_UP: Duration = Duration::from_secs(2);
+const BEFORE_KILL: Duration = Duration::from_secs(1);
 /// Rows of the table that they are joined with.
-const ACCOUNTS: u64 = 1_000_000;
+const ACCOUNTS: u64 = 5_000;
 const WORKERS: usize = 2;
 /// Rows shown of each result table.
 const ROWS_SHOWN: usize = 6;
@@ -60,15 +71,31 @@ struct Summary {
     counted: u64,
     lost: u64,
     duplicated: u64,
+    late_rows: u64,
     workers_killed: u32,
+    masters_killed: u32,
+    epochs: u64,
+    /// From produced to visible in PostgreSQL, ms: of the toots between the first seconds and the first kill, and the
+    /// longest of all.
+    p50_ms: f64,
+    p99_ms: f64,
+    longest_ms: f64,
     tables: Vec<&'static str>,
     seconds: f64,
+}
+
+/// How long toots took to be visible in PostgreSQL.
+#[derive(Debug)]
+struct Speed {
+    /// Between the first seconds and the first kill.
+    undisturbed: Latencies,
+    all: Latencies,
 }
 
 /// Runs the demo.
 ///
 /// # Errors
-/// Something does not start, the job fails, no worker was killed while it ran, or the account is not right.
+/// Something does not start, the job fails, worker or master were not killed while it ran, or the account is not right.
 pub async fn run(args: DemoArgs) -> Result<()> {
     let mut signals = Signals::new()?;
     let mut screen = Screen::new(args.json);
@@ -76,7 +103,7 @@ pub async fn run(args: DemoArgs) -> Result<()> {
         performed = perform(&mut screen, args.keep) => performed,
         () = signals.next() => return Err(Failure::Interrupted(String::new()).into()),
     };
-    let (stage, account, outcome) = performed?;
+    let (stage, account, outcome, speed) = performed?;
     let verdict = verdict(&account, &outcome);
     screen.print(&match &verdict {
         Ok(()) => format!(
@@ -94,7 +121,13 @@ pub async fn run(args: DemoArgs) -> Result<()> {
             counted: account.counted(),
             lost: account.lost(),
             duplicated: account.duplicated(),
-            workers_killed: outcome.killed.iter().count() as u32,
+            late_rows: late_rows(&outcome),
+            workers_killed: outcome.workers_killed,
+            masters_killed: outcome.masters_killed,
+            epochs: epochs(&outcome),
+            p50_ms: speed.undisturbed.quantile_ms(0.5),
+            p99_ms: speed.undisturbed.quantile_ms(0.99),
+            longest_ms: speed.all.quantile_ms(1.0),
             tables: account.lines.iter().map(|line| line.table).collect(),
             seconds: (screen.elapsed().as_secs_f64() * 10.0).round() / 10.0,
         })?;
@@ -107,7 +140,7 @@ pub async fn run(args: DemoArgs) -> Result<()> {
 }
 
 /// The demo up to its account. With `keep` the killed worker is replaced at the end.
-async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Outcome)> {
+async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Outcome, Speed)> {
     let folder = private_folder("essaim-demo-")?;
     let installation = Installation::find()?;
     let group = Group::new(&[folder.path(), installation.folder()])?;
@@ -119,44 +152,75 @@ async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Out
         postgres.port,
         broker.address()
     ));
-    screen.say("a master and its workers start, topic and table are filled");
-    let address = broker.address();
-    let variables = [
-        ("DEMO_KAFKA", address.as_str()),
-        ("DEMO_POSTGRES", postgres.url.as_str()),
+    let variables = vec![
+        ("DEMO_KAFKA", broker.address()),
+        ("DEMO_POSTGRES", postgres.url.clone()),
     ];
-    let cluster = Cluster::start(WORKERS, &variables, folder.path(), &group);
-    let fill = async {
-        let ledger = Ledger::new(&postgres).await?;
-        broker.fill(toots::toots(TOOTS, ACCOUNTS), ledger).await
-    };
-    let (mut cluster, kafka_rows, ()) =
-        tokio::try_join!(cluster, fill, postgres.fill_accounts(ACCOUNTS))?;
+    let cluster = Cluster::start(WORKERS, variables, folder.path(), &group);
+    let (mut cluster, ()) = tokio::try_join!(cluster, postgres.fill_accounts(ACCOUNTS))?;
     screen.say(&format!(
-        "the master and its {} workers are up at {}",
-        cluster.workers.len(),
-        cluster.grpc
+        "a master and its {} workers are up at {}",
+        cluster.workers(),
+        cluster.grpc()
     ));
+    let running = Running::submit(&cluster.grpc()).await?;
     screen.say(&format!(
-        "{} toots are in the {PARTITIONS} partitions of topic {TOPIC}, {} rows in table accounts",
-        HumanCount(kafka_rows),
-        HumanCount(ACCOUNTS)
+        "the job runs (examples/demo/job.sql); {} toots a second come for {} s, into the {PARTITIONS} partitions of topic {TOPIC}",
+        HumanCount(PER_SECOND),
+        LENGTH.as_secs()
     ));
 
-    screen.say("the job begins (examples/demo/job.sql)");
-    let outcome = job::run(&mut cluster, screen).await?;
-    screen.say("the job has succeeded");
+    let (produced, seen) = (Arc::new(Produced::default()), Arc::new(Seen::default()));
+    let ledger = Ledger::new(&postgres).await?;
+    let author = Author::new(ACCOUNTS);
+    let produce = kafka::produce(
+        broker.address(),
+        author,
+        PER_SECOND,
+        LENGTH,
+        ledger,
+        Arc::clone(&produced),
+    );
+    // Tasks of their own: neither waits for the other, or for the screen.
+    let produce = AbortOnDropHandle::new(tokio::spawn(produce));
+    let look = Arc::clone(&seen).look(postgres.url.clone(), account::LANGUAGES);
+    let look = AbortOnDropHandle::new(tokio::spawn(look));
+    let total = OnceLock::new();
+    let produce = async {
+        let kafka_rows = produce.await??;
+        Ok(*total.get_or_init(|| kafka_rows))
+    };
+    let scene = Scene {
+        cluster: &mut cluster,
+        group: &group,
+        postgres: &postgres,
+        screen,
+        produced: &produced,
+        seen: &seen,
+        total: &total,
+    };
+    let (kafka_rows, outcome) = tokio::select! {
+        performed = async { tokio::try_join!(produce, running.perform(scene)) } => performed?,
+        looked = look => match looked?? {},
+    };
     screen.job_ended();
+    screen.say("all toots are read; the job has stopped");
     postgres.run("ANALYZE toots_sent").await?;
     let account = Account::draw_up(&postgres, kafka_rows).await?;
-    for line in &account.lines {
-        let rows = account::first_rows(&postgres, line.table, ROWS_SHOWN).await?;
-        screen.print(&format!("\n{rows}"));
-    }
+    let (produced, seen) = (produced.all(), seen.all());
+    let undisturbed = produced
+        .first()
+        .zip(outcome.first_kill)
+        .and_then(|((first, _), kill)| Some(*first + WARM_UP..kill.checked_sub(BEFORE_KILL)?));
+    let speed = Speed {
+        undisturbed: Latencies::new(&produced, &seen, undisturbed),
+        all: Latencies::new(&produced, &seen, None),
+    };
     screen.print(&format!(
-        "\nTasks that ran again:\n  {}\n\nThe account:\n{}\n",
-        outcome.ran_again.join("\n  "),
-        account.text()
+        "\n{}\n\nThe account:\n{}\n\n{}\n",
+        job::newest(&postgres).await?,
+        account.text(),
+        speed.text(&outcome)
     ));
     if keep {
         cluster.add_worker(&group).await?;
@@ -169,7 +233,7 @@ async fn perform(screen: &mut Screen, keep: bool) -> Result<(Stage, Account, Out
         folder,
         _installation: installation,
     };
-    Ok((stage, account, outcome))
+    Ok((stage, account, outcome, speed))
 }
 
 /// What is not as it should be, if anything.
@@ -183,14 +247,45 @@ fn verdict(account: &Account, outcome: &Outcome) -> Result<()> {
         account.duplicated()
     );
     ensure!(
-        outcome.killed.is_some(),
-        "The job ended before a worker could be killed: run the demo again."
+        late_rows(outcome) == 0,
+        "{} rows came late.",
+        late_rows(outcome)
     );
     ensure!(
-        !outcome.ran_again.is_empty(),
-        "The worker that was killed had just finished its tasks: run the demo again."
+        outcome.workers_killed > 0 && outcome.masters_killed > 0,
+        "The toots were over before worker and master could be killed: run the demo again."
     );
     Ok(())
+}
+
+/// Rows that came behind the watermark, over both masters.
+fn late_rows(outcome: &Outcome) -> u64 {
+    outcome
+        .job
+        .totals
+        .as_ref()
+        .map_or(0, |totals| totals.late_rows)
+}
+
+/// Epochs that were committed: they are numbered from 0.
+fn epochs(outcome: &Outcome) -> u64 {
+    let last = outcome.job.last_epoch.as_ref();
+    last.map_or(0, |epoch| epoch.epoch + 1)
+}
+
+impl Speed {
+    fn text(&self, outcome: &Outcome) -> String {
+        format!(
+            "{} epochs, {} rows late. From produced to visible in PostgreSQL: p50 {} ms, p99 {} ms before the first kill\n\
+             (without the first {} s); at most {} ms in all, with a worker and the master killed.",
+            HumanCount(epochs(outcome)),
+            HumanCount(late_rows(outcome)),
+            self.undisturbed.quantile_ms(0.5),
+            self.undisturbed.quantile_ms(0.99),
+            WARM_UP.as_secs(),
+            self.all.quantile_ms(1.0),
+        )
+    }
 }
 
 impl Stage {
@@ -198,17 +293,19 @@ impl Stage {
     fn how_to_talk(&self) -> String {
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("essaim"));
         let program = program.display();
-        let (grpc, http) = (&self.cluster.grpc, self.cluster.http);
+        let (grpc, http) = (self.cluster.grpc(), self.cluster.http);
+        // A query reads the topic as it stands now.
         let tables: String = job::SQL
             .split_inclusive('\n')
             .skip_while(|line| !line.starts_with("CREATE"))
-            .take_while(|line| !line.starts_with("--"))
+            .take_while(|line| !line.starts_with("SET"))
+            .map(|line| line.replacen("UNBOUNDED ", "", 1))
             .collect();
         format!(
             "\nEverything stays up until Ctrl-C.
   SQL:        {program} sql --master {grpc}
   the job:    {program} status --master {grpc} {}
-  its tasks:  http://{http}/api/v1/jobs/{}
+  its epochs: http://{http}/api/v1/jobs/{}/epochs
   workers:    http://{http}/api/v1/cluster
   PostgreSQL: psql {}
   Kafka:      {}, topic {TOPIC}

@@ -1,16 +1,12 @@
-//! The toots of the demo: the same ones each time, in the shape of Mastodon's API.
+//! The toots of the demo: the same ones each time but for the time, in the shape of Mastodon's API.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-/// 2026-01-01 12:00 UTC, in ms since 1970.
-const FIRST_MS: i64 = 1_767_268_800_000;
-/// They spread over an hour, ms.
-const SPAN_MS: u64 = 3_600_000;
 /// Most toots are by the first of so many accounts, as on any network.
-const BUSY_ACCOUNTS: u64 = 20_000;
+const BUSY_ACCOUNTS: u64 = 500;
 
 const LANGUAGES: [(&str, &[&str]); 5] = [
     (
@@ -66,10 +62,27 @@ pub struct Toot {
     pub account_id: u64,
 }
 
-/// `count` toots by accounts 1 to `accounts`, in order of time.
-pub fn toots(count: u64, accounts: u64) -> impl Iterator<Item = Toot> {
-    let mut random = StdRng::seed_from_u64(2);
-    (0..count).map(move |id| {
+/// Writes toots, without an end.
+#[derive(Debug)]
+pub struct Author {
+    random: StdRng,
+    written: u64,
+    accounts: u64,
+}
+
+impl Author {
+    /// Toots by accounts 1 to `accounts`.
+    pub fn new(accounts: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(2),
+            written: 0,
+            accounts,
+        }
+    }
+
+    /// The next toot; it is written at `created_ms`, ms since 1970.
+    pub fn write(&mut self, created_ms: i64) -> Toot {
+        let random = &mut self.random;
         let (language, words) = LANGUAGES[random.random_range(0..LANGUAGES.len())];
         let text: Vec<&str> = (0..random.random_range(6..12))
             .map(|_| words[random.random_range(0..words.len())])
@@ -80,19 +93,20 @@ pub fn toots(count: u64, accounts: u64) -> impl Iterator<Item = Toot> {
         tags.sort_unstable();
         tags.dedup();
         let authors = match random.random_range(0..10) {
-            0 => accounts,
-            _ => accounts.min(BUSY_ACCOUNTS),
+            0 => self.accounts,
+            _ => self.accounts.min(BUSY_ACCOUNTS),
         };
+        let id = self.written;
+        self.written += 1;
         Toot {
             id,
-            // The quotient is below SPAN_MS.
-            created_ms: FIRST_MS + (id * SPAN_MS / count.max(1)) as i64,
+            created_ms,
             language,
             text: text.join(" "),
             tags,
             account_id: 1 + random.random_range(0..authors),
         }
-    })
+    }
 }
 
 impl Toot {
@@ -154,10 +168,19 @@ mod tests {
 
     #[test]
     fn every_demo_has_the_same_toots() {
-        let first: Vec<_> = toots(100, 1000).collect();
-        assert_eq!(first, toots(100, 1000).collect::<Vec<_>>());
+        let toots = || {
+            let mut author = Author::new(1000);
+            (0..100).map(move |at| author.write(at)).collect::<Vec<_>>()
+        };
+        let first = toots();
+        assert_eq!(first, toots());
         assert!(first.iter().all(|t| (1..=1000).contains(&t.account_id)));
-        assert!(first.is_sorted_by_key(|t| t.created_ms));
+        assert!(
+            first
+                .iter()
+                .zip(0..)
+                .all(|(t, n)| t.id == n && t.created_ms == n as i64)
+        );
         assert!(first.iter().any(|t| t.tags.is_empty()));
     }
 
@@ -165,7 +188,7 @@ mod tests {
     fn a_toot_is_the_same_for_kafka_and_for_postgres() {
         let toot = Toot {
             id: 7,
-            created_ms: FIRST_MS,
+            created_ms: 1_767_268_800_000,
             language: "fr",
             text: "été".to_owned(),
             tags: vec!["bees", "rust"],

@@ -206,6 +206,21 @@ impl JobRecord {
         self.epochs.push_back(Arc::new(epoch));
     }
 
+    /// The totals with one more epoch.
+    pub(crate) fn totals_with(&self, epoch: &EpochProgress) -> EpochTotals {
+        let mut totals = self.totals;
+        totals.add(epoch);
+        totals
+    }
+
+    /// What the checkpoint says of the epochs before a restart: it knows the last ones better than this record.
+    pub(crate) fn restore_epochs(&mut self, last: EpochProgress, totals: EpochTotals) {
+        if totals.epochs >= self.totals.epochs {
+            self.record_epoch(last);
+            self.totals = totals;
+        }
+    }
+
     /// The job as clients see it; without its queries for a list.
     pub fn to_proto(&self, with_queries: bool) -> v1::Job {
         let is_streaming = self.kind == JobKind::Streaming;

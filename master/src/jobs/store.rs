@@ -38,11 +38,21 @@ impl Store {
 
     /// Whether this master still owns the state dir: kind `Invalid` if another has taken it over.
     pub(crate) async fn check_fence(&self) -> Result<()> {
-        let (own, next) = (claim_name(self.master), claim_name(self.master + 1));
-        let (own, next) = tokio::try_join!(self.dir.exists(&own), self.dir.exists(&next))?;
-        // The claim itself goes when two masters have come after it.
+        let (own_name, next_name) = (claim_name(self.master), claim_name(self.master + 1));
+        let (own, next) =
+            tokio::try_join!(self.dir.exists(&own_name), self.dir.exists(&next_name))?;
         if own && !next {
             return Ok(());
+        }
+        // The claim itself goes when two masters have come after it; or with the whole folder, when a disk is gone.
+        if !own && !next {
+            let claims = self.dir.list("masters").await?;
+            if claims.iter().all(|claim| claim.name < own_name) {
+                return Err(Error::unavailable(format!(
+                    "the state dir {} has lost this master's claim {own_name}: is it still mounted?",
+                    self.dir.show("")
+                )));
+            }
         }
         Err(Error::invalid(format!(
             "another master has taken over the state dir {}: this one writes nothing more there; stop it",
@@ -137,6 +147,7 @@ async fn claim(dir: &StateDir) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::model::JobKind;
     use essaim_common::ErrorKind;
 
     #[tokio::test]
@@ -144,7 +155,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = folder.path().to_str().unwrap();
         let old = Store::open(url).await.unwrap();
-        let job = JobRecord::new("id".to_owned(), "name".to_owned(), "SELECT 1".to_owned());
+        let job = JobRecord::new(
+            "id".to_owned(),
+            "name".to_owned(),
+            "SELECT 1".to_owned(),
+            JobKind::Batch,
+        );
         old.save(&job).await.unwrap();
         // Also when its own claim has been removed by those after it.
         for _ in 0..4 {

@@ -72,7 +72,7 @@ pub(crate) async fn explain(planner: &Planner, query: Query, verbose: bool) -> R
                 ));
             }
         }
-        Execution::Stream(plan) => rows.extend(stream::explain(planner, plan)?),
+        Execution::Stream(plan) => rows.extend(stream::explain(planner, &query.logical, plan)?),
         Execution::Exchange { reason, .. } => {
             rows.push((
                 "execution".to_owned(),

@@ -303,7 +303,8 @@ impl Planner {
             LogicalPlan::Copy(copy) => Some(copy.output_url.clone()),
             _ => None,
         };
-        let (logical, physical) = self.physical_of(&logical).await.map_err(|e| match &sink {
+        let planned = self.physical_of(&logical).await;
+        let (optimized, physical) = planned.map_err(|e| match &sink {
             Some(sink) => e.context(format!("INSERT INTO {sink}")),
             None => e,
         })?;
@@ -314,6 +315,7 @@ impl Planner {
                 ));
             }
             return Ok(Query {
+                // As it was written: the optimizer turns DISTINCT ON into an aggregate like others.
                 logical,
                 execution: Execution::Stream(physical),
                 sink,
@@ -343,7 +345,7 @@ impl Planner {
             }
         };
         Ok(Query {
-            logical,
+            logical: optimized,
             execution,
             sink,
         })

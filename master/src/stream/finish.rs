@@ -4,12 +4,12 @@
 use crate::Shared;
 use crate::jobs::model::{EpochProgress, QueryProgress};
 use crate::scheduler::TaskFacts;
-use crate::stream::SharedCheckpoint;
 use crate::stream::checkpoint::EpochCommit;
 use crate::stream::context::{EpochContext, States};
 use crate::stream::plan::Insert;
 use crate::stream::read::{Epoch, Job, ms};
 use crate::stream::state::Snapshot;
+use crate::stream::{SharedCheckpoint, Waits};
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
@@ -105,7 +105,10 @@ impl Finisher {
                 .iter()
                 .map(|(table, read)| (table.clone(), read.end.clone()))
                 .collect(),
-            progress: serde_json::to_value(&progress).unwrap_or_default(),
+            progress: serde_json::json!({
+                "epoch": progress,
+                "totals": self.job.handle.read(|record| record.totals_with(&progress)),
+            }),
         };
         self.keep(&commit, deltas).await?;
         progress
@@ -125,25 +128,24 @@ impl Finisher {
     /// Hands the epoch to the checkpoint. The state is changed already, so this is tried until it works: a full disk
     /// stops the epochs here, and nothing is lost but time.
     async fn keep(&self, commit: &EpochCommit, deltas: Vec<(String, Bytes)>) -> Result<()> {
-        let mut pause = super::BACK_OFF;
+        let mut waits = Waits::default();
         loop {
             let mut checkpoint = self.checkpoint.lock().await;
             match checkpoint.commit(commit, deltas.clone()).await {
                 Ok(()) => {
                     if checkpoint.snapshot_due() {
                         let states = self.states.snapshot();
-                        checkpoint.snapshot(move || encode(states)).await?;
+                        // The epoch is kept already, and the commits do without a snapshot.
+                        if let Err(error) = checkpoint.snapshot(move || encode(states)).await {
+                            tracing::warn!(job = %self.job.handle.id(), %error, "no snapshot of the state is written");
+                        }
                     }
+                    waits.over(&self.job.handle);
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => {
                     drop(checkpoint);
-                    tracing::warn!(job = %self.job.handle.id(), %error, "the checkpoint is not written; epochs wait");
-                    self.job.handle.update(|record| {
-                        record.message = format!("epochs wait for the checkpoint: {error}");
-                    });
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(super::LONGEST_BACK_OFF);
+                    waits.next(&self.job.handle, &error).await;
                 }
                 Err(error) => return Err(error),
             }

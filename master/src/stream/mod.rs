@@ -28,7 +28,7 @@ use crate::jobs::handle::JobHandle;
 use crate::stream::checkpoint::Checkpoint;
 use crate::stream::finish::Finisher;
 use crate::stream::read::Epoch;
-use essaim_common::{Error, ErrorKind, Result};
+use essaim_common::{Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -59,10 +59,11 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
     let (mut reader, mut finisher) = loop {
         match setup::start(shared, job).await {
             Ok(started) => break started,
-            Err(error) => failures.wait(job, &error).await?,
-        }
-        if job.is_stop_requested() {
-            return Ok(End::Stopped);
+            Err(error) => {
+                if failures.wait(job, &error).await? == After::Stop {
+                    return Ok(End::Stopped);
+                }
+            }
         }
     };
     failures.limit = reader.max_attempts();
@@ -78,7 +79,9 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
                 return Ok(End::Finished);
             }
             Err(error) => {
-                failures.wait(job, &error).await?;
+                if failures.wait(job, &error).await? == After::Stop {
+                    return Ok(End::Stopped);
+                }
                 continue;
             }
         };
@@ -90,7 +93,9 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
             }));
             while let Err(error) = finish(shared, &mut finisher, &mut epoch).await {
                 epoch.retries += 1;
-                failures.wait(job, &error).await?;
+                if failures.wait(job, &error).await? == After::Stop {
+                    return Ok(End::Stopped);
+                }
             }
             failures.over(job);
             let next = tokio::select! {
@@ -107,7 +112,9 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
                     return Ok(End::Finished);
                 }
                 Err(error) => {
-                    failures.wait(job, &error).await?;
+                    if failures.wait(job, &error).await? == After::Stop {
+                        return Ok(End::Stopped);
+                    }
                     break;
                 }
             }
@@ -128,6 +135,14 @@ async fn stopped(finisher: &mut Finisher) -> Result<End> {
     Ok(End::Stopped)
 }
 
+/// What follows a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    Again,
+    /// Somebody asked the job to stop.
+    Stop,
+}
+
 /// Counts failures in a row, and pauses after each.
 struct Failures {
     count: usize,
@@ -145,7 +160,7 @@ impl Default for Failures {
 
 impl Failures {
     /// Waits before another attempt, if there is to be one, and says so in the job's message.
-    async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<()> {
+    async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
         self.count += 1;
         if !error.is_transient() {
             return Err(error.clone());
@@ -163,17 +178,35 @@ impl Failures {
             record.message = format!("failed {} times in a row, tried again: {error}", self.count);
         });
         tokio::select! {
-            () = tokio::time::sleep(pause) => Ok(()),
-            () = job.stop_requested() => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("stopped while an epoch failed: {error}"),
-            )),
+            () = tokio::time::sleep(pause) => Ok(After::Again),
+            // The epoch that failed is planned and not committed: it is the first one when the job goes on.
+            () = job.stop_requested() => Ok(After::Stop),
         }
     }
 
     fn over(&mut self, job: &JobHandle) {
         if self.count > 0 {
             self.count = 0;
+            job.update(|record| record.message.clear());
+        }
+    }
+}
+
+/// Waits for the state dir, as long as it takes, and says so in the job's message.
+#[derive(Debug, Default)]
+struct Waits(u32);
+
+impl Waits {
+    async fn next(&mut self, job: &JobHandle, error: &Error) {
+        let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
+        self.0 += 1;
+        tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
+        job.update(|record| record.message = format!("epochs wait for the state dir: {error}"));
+        tokio::time::sleep(pause).await;
+    }
+
+    fn over(&self, job: &JobHandle) {
+        if self.0 > 0 {
             job.update(|record| record.message.clear());
         }
     }

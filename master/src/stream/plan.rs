@@ -120,6 +120,8 @@ pub struct InsertSettings {
     pub mode: Option<OutputMode>,
     /// How long a group without a window is kept, ms.
     pub state_ttl_ms: Option<i64>,
+    /// Whether the query has a DISTINCT ON: an aggregate of nothing but first values is then taken for one.
+    pub distinct_on: bool,
 }
 
 /// The UNBOUNDED tables below a plan.

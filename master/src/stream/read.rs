@@ -5,7 +5,6 @@ use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{SourceProgress, now_ms};
 use crate::plan::Planner;
 use crate::scheduler::{Stages, TaskFacts};
-use crate::stream::SharedCheckpoint;
 use crate::stream::checkpoint::{EpochPlan, TablePlan};
 use crate::stream::context::Watermarks;
 use crate::stream::input::{Input, InputId, Inputs};
@@ -13,6 +12,7 @@ use crate::stream::pace::{self, Pace};
 use crate::stream::plan::StreamPlan;
 use crate::stream::statics::{Held, Tables};
 use crate::stream::watermark::{self, Idleness, TableTimes};
+use crate::stream::{SharedCheckpoint, Waits};
 use arrow::array::RecordBatch;
 use datafusion::execution::TaskContext;
 use essaim_common::connector::Split;
@@ -29,8 +29,11 @@ use std::time::{Duration, Instant};
 /// With the trigger '0', how long to wait before a look at sources that had nothing new: ever longer.
 const IDLE_LEAST: Duration = Duration::from_millis(5);
 const IDLE_MOST: Duration = Duration::from_millis(100);
-/// Splits of an epoch for each slot: more balance better, fewer cost less.
-const SPLITS_PER_SLOT: usize = 2;
+/// Tasks of a large epoch for each slot: more balance better. A small one has one for each slot, as tasks cost more than
+/// their rows.
+const TASKS_PER_SLOT: usize = 2;
+/// Offsets of a small epoch.
+const SMALL: u64 = 50_000;
 
 /// When epochs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,9 +121,7 @@ impl Reader {
                 return Ok(None);
             };
             let started = Instant::now();
-            // An old master that wakes up stops here at the latest.
-            self.shared.jobs.check_fence().await?;
-            let plan = self.checkpoint.lock().await.write_plan(&plan).await?;
+            let plan = self.write_plan(plan).await?;
             durations.insert("write_offsets".to_owned(), ms(started));
             self.planned.push_back(plan);
         }
@@ -186,6 +187,25 @@ impl Reader {
             job: Arc::clone(&self.job),
             held,
         }))
+    }
+
+    /// Writes a plan down. A full disk or an unreachable state dir stops the epochs here until it is gone.
+    async fn write_plan(&self, plan: EpochPlan) -> Result<EpochPlan> {
+        let mut waits = Waits::default();
+        loop {
+            let written = async {
+                // An old master that wakes up stops here at the latest.
+                self.shared.jobs.check_fence().await?;
+                self.checkpoint.lock().await.write_plan(&plan).await
+            };
+            match written.await {
+                Err(error) if error.is_transient() => waits.next(&self.job.handle, &error).await,
+                written => {
+                    waits.over(&self.job.handle);
+                    return written;
+                }
+            }
+        }
     }
 
     fn params(&self, epoch: u64, before: &BTreeMap<String, TableTimes>) -> EpochParams {
@@ -378,15 +398,25 @@ async fn read(
     let inputs = Inputs::default();
     held.fill(&inputs);
     let slots = shared.registry.slots().max(1);
+    let offsets: u64 = plan
+        .tables
+        .values()
+        .map(|read| pace::distance(&read.start, &read.end))
+        .sum();
+    let tasks = if offsets <= SMALL {
+        slots
+    } else {
+        slots * TASKS_PER_SLOT
+    };
     let mut splits: HashMap<String, Vec<Arc<[Split]>>> = HashMap::new();
     for (table, read) in &plan.tables {
         let source = job.plan.sources.get(table).ok_or_else(|| {
             Error::internal(format!("an epoch of table {table}, which is not read"))
         })?;
         let found = source
-            .splits(&read.start, &read.end, slots * SPLITS_PER_SLOT)
+            .splits(&read.start, &read.end, tasks)
             .map_err(|e| e.context(format!("table {table}")))?;
-        splits.insert(table.clone(), grouped(found, slots * SPLITS_PER_SLOT));
+        splits.insert(table.clone(), grouped(found, tasks));
     }
     let settings = job.planner.settings();
     let stages = Stages::for_epoch(

@@ -13,7 +13,8 @@ use crate::stream::state::{Delta, Restore};
 use crate::stream::statics::Tables;
 use crate::stream::watermark::TableTimes;
 use bytes::Bytes;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::logical_expr::{Distinct, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use essaim_common::scope::JobScope;
 use essaim_common::session::Settings;
@@ -63,7 +64,7 @@ async fn plan_insert(
     logical: LogicalPlan,
     physical: &Arc<dyn ExecutionPlan>,
 ) -> Result<(StreamingInsert, PlannedInsert, Arc<dyn StreamSink>)> {
-    let settings = insert_settings(&planner.settings())?;
+    let settings = insert_settings(&planner.settings(), &logical)?;
     let root = root(physical)?;
     let planned = plan::insert(index, root, &settings)?;
     let sink = root
@@ -98,10 +99,12 @@ pub(crate) async fn check(
 /// As [`check`].
 pub(crate) fn explain(
     planner: &Planner,
+    logical: &LogicalPlan,
     physical: &Arc<dyn ExecutionPlan>,
 ) -> Result<Vec<(String, String)>> {
     let tree = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(false).to_string();
-    let planned = plan::insert(0, root(physical)?, &insert_settings(&planner.settings())?)?;
+    let settings = insert_settings(&planner.settings(), logical)?;
+    let planned = plan::insert(0, root(physical)?, &settings)?;
     let mut rows = vec![
         (
             "execution".to_owned(),
@@ -118,7 +121,7 @@ pub(crate) fn explain(
     Ok(rows)
 }
 
-fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
+fn insert_settings(settings: &Settings, logical: &LogicalPlan) -> Result<InsertSettings> {
     let mode = match settings.output_mode.to_ascii_lowercase().as_str() {
         "auto" => None,
         "append" => Some(OutputMode::Append),
@@ -134,7 +137,18 @@ fn insert_settings(settings: &Settings) -> Result<InsertSettings> {
     Ok(InsertSettings {
         mode,
         state_ttl_ms: (!ttl.is_zero()).then_some(ttl.as_millis() as i64),
+        distinct_on: has_distinct_on(logical)?,
     })
+}
+
+/// Whether a query, as it was written, has a DISTINCT ON.
+fn has_distinct_on(logical: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    logical.apply_with_subqueries(|node| {
+        found |= matches!(node, LogicalPlan::Distinct(Distinct::On(_)));
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
 }
 
 fn interval(name: &str, text: &str) -> Result<Duration> {
@@ -223,6 +237,7 @@ pub(super) async fn start(
     let mut positions = BTreeMap::new();
     let mut next_epoch = 0;
     if let Some(last) = &restored.committed {
+        restore_progress(handle, &last.progress);
         next_epoch = last.epoch + 1;
         positions = last.offsets.clone();
         for (table, latest) in &last.max_event_times {
@@ -285,6 +300,18 @@ pub(super) async fn start(
         saved: Instant::now(),
     };
     Ok((reader, finisher))
+}
+
+/// What the last epoch told of itself, and of all before it.
+fn restore_progress(handle: &JobHandle, progress: &serde_json::Value) {
+    let epoch = serde_json::from_value(progress["epoch"].clone());
+    let totals = serde_json::from_value(progress["totals"].clone());
+    match (epoch, totals) {
+        (Ok(epoch), Ok(totals)) => handle.update(|record| record.restore_epochs(epoch, totals)),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(job = %handle.id(), %error, "the progress of the epochs before is not known");
+        }
+    }
 }
 
 /// State as the last epoch left it.

@@ -9,7 +9,9 @@ use crate::stream::aggregate::{Expiry, StateAggregateExec, StateOptions};
 use crate::stream::dedup::{DedupOptions, StateDedupExec};
 use crate::stream::input::InputId;
 use crate::stream::late::{Late, LateColumn};
-use crate::stream::plan::{InsertSettings, Static, input, reads_stream};
+use crate::stream::plan::{InsertSettings, Static, find_sources, input, reads_stream};
+use datafusion::common::JoinType;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::physical_expr::expressions::{Column, Literal};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -27,6 +29,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use essaim_common::functions::window::{SESSION_KEY, WINDOW_KEY, WindowSpec, session_gap};
 use essaim_common::sink::StreamInsertExec;
 use essaim_common::stream::{OutputMode, StreamSource};
+use essaim_common::windows::expand::WindowExpandExec;
 use essaim_common::windows::session::{SessionColumns, SessionMergeExec};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
@@ -85,7 +88,7 @@ impl<'a> UpperBuilder<'a> {
         settings: &'a InsertSettings,
         sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
     ) -> Result<Self> {
-        let shape = Shape::of(root.input());
+        let shape = Shape::of(root.input(), settings.distinct_on);
         let is_timed = sources.values().all(|s| s.options().event_time.is_some());
         let mode = shape
             .mode(settings.mode, root.sink().prefers_update(), is_timed)
@@ -137,10 +140,11 @@ impl<'a> UpperBuilder<'a> {
                 delay_ms: 0,
             });
         }
-        if node.is::<RepartitionExec>()
+        let is_exchange = node.is::<RepartitionExec>()
             || node.is::<CoalescePartitionsExec>()
-            || node.is::<SortPreservingMergeExec>()
-        {
+            || node.is::<SortPreservingMergeExec>();
+        // One that also limits stays as it is: it has one partition to merge.
+        if is_exchange && node.fetch().is_none() {
             let child = only_child(node)?;
             let built = self.node(child, mode)?;
             return Ok(Built {
@@ -148,9 +152,9 @@ impl<'a> UpperBuilder<'a> {
                 ..built
             });
         }
-        if let Some(aggregate) = node
-            .downcast_ref::<AggregateExec>()
-            .filter(|aggregate| !is_partial(aggregate))
+        // The first half of an aggregate that has not been cut is over the rows of one epoch.
+        if let Some(aggregate) = node.downcast_ref::<AggregateExec>()
+            && *aggregate.mode() != AggregateMode::Partial
         {
             return self.aggregate(node, aggregate, mode);
         }
@@ -187,6 +191,14 @@ impl<'a> UpperBuilder<'a> {
         node: &Arc<dyn ExecutionPlan>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let stage = leaf.stage();
+        let limits = |node: &Arc<dyn ExecutionPlan>| {
+            Ok(node.fetch().is_some()
+                || node.is::<LocalLimitExec>()
+                || node.is::<GlobalLimitExec>())
+        };
+        if stage.plan.exists(limits)? {
+            return Err(Error::invalid(NO_LIMIT));
+        }
         for broadcast in &stage.broadcasts {
             if reads_stream(&broadcast.plan) {
                 return Err(Error::invalid(
@@ -239,6 +251,11 @@ impl<'a> UpperBuilder<'a> {
         let input = session
             .as_ref()
             .map_or(aggregate.input(), |session| &session.events);
+        let times = window.as_ref().map(|(column, _)| *column);
+        let times = times.or(session.as_ref().map(|session| session.columns.start));
+        if let Some(column) = times {
+            self.check_time(input, column)?;
+        }
         let below = self.node(input, OutputMode::Append)?;
         if below.delay_ms == i64::MAX {
             return Err(Error::invalid(
@@ -297,37 +314,29 @@ impl<'a> UpperBuilder<'a> {
 
     /// What may stand above the cut of a stream: what looks at each row by itself, and what has the whole result.
     fn check(&self, node: &Arc<dyn ExecutionPlan>, mode: OutputMode) -> Result<()> {
+        let limits =
+            node.fetch().is_some() || node.is::<GlobalLimitExec>() || node.is::<LocalLimitExec>();
+        if limits {
+            return match mode {
+                OutputMode::Complete => Ok(()),
+                OutputMode::Append | OutputMode::Update => Err(Error::invalid(NO_LIMIT)),
+            };
+        }
         let row_by_row = node.is::<FilterExec>()
             || node.is::<ProjectionExec>()
             || node.is::<UnnestExec>()
             || node.is::<UnionExec>()
-            || node.is::<essaim_common::windows::expand::WindowExpandExec>()
-            || node.downcast_ref::<AggregateExec>().is_some_and(is_partial)
+            || node.is::<SortExec>()
+            || node.is::<WindowExpandExec>()
+            // The first half of one that has not been cut.
+            || node.is::<AggregateExec>()
             || node.name() == "CooperativeExec";
-        let joins_table = node.is::<HashJoinExec>()
-            || node.is::<CrossJoinExec>()
-            || node.is::<NestedLoopJoinExec>();
-        if joins_table {
-            return joins::check_table_join(node);
-        }
         if row_by_row {
             return Ok(());
         }
-        let needs_whole = node.is::<GlobalLimitExec>()
-            || node.is::<LocalLimitExec>()
-            || node
-                .downcast_ref::<SortExec>()
-                .is_some_and(|s| s.fetch().is_some());
-        if node.is::<SortExec>() && !needs_whole {
-            return Ok(());
-        }
-        if needs_whole && mode == OutputMode::Complete {
-            return Ok(());
-        }
-        if needs_whole {
-            return Err(Error::invalid(
-                "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result",
-            ));
+        if let Some((join_type, sides)) = table_join(node) {
+            let stream_is_left = sides.first().is_some_and(|side| reads_stream(side));
+            return keeps_stream(join_type, stream_is_left);
         }
         Err(Error::invalid(format!(
             "a stream cannot be read by {}: window functions (OVER), large sorts and merge joins need all rows at once; GROUP BY window(…) instead",
@@ -335,9 +344,44 @@ impl<'a> UpperBuilder<'a> {
         )))
     }
 
+    /// The watermark tells when windows close, so they must be of the time that it is made of. `column` is the group
+    /// column with the window, in the first half of the aggregate at or below a node.
+    fn check_time(&self, node: &Arc<dyn ExecutionPlan>, column: usize) -> Result<()> {
+        let node = match node.downcast_ref::<StageInputExec>() {
+            Some(leaf) => &leaf.stage().plan,
+            None => node,
+        };
+        let Some(aggregate) = node.downcast_ref::<AggregateExec>() else {
+            let mut children = node.children().into_iter();
+            return children.try_for_each(|child| self.check_time(child, column));
+        };
+        let group = aggregate.group_expr().expr().get(column);
+        let name = group.and_then(|(expr, _)| {
+            let function = expr.downcast_ref::<ScalarFunctionExpr>()?;
+            let time = function.args().first()?.downcast_ref::<Column>()?;
+            Some(time.name().to_owned())
+        });
+        let mut sources = BTreeMap::new();
+        find_sources(aggregate.input(), &mut sources);
+        for (table, source) in sources {
+            let schema = source.schema();
+            let event_time = source.options().event_time;
+            let event_time = event_time.map(|column| schema.field(column).name().clone());
+            if let (Some(name), Some(event_time)) = (&name, event_time)
+                && *name != event_time
+                && schema.field_with_name(name).is_ok()
+            {
+                return Err(Error::invalid(format!(
+                    "window() goes by column {name}, but the watermark of table {table} by {event_time}: make {name} its event_time, or window by {event_time}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// How an aggregate that only tells first rows apart does so; `None` for others.
     fn dedup(&self, aggregate: &AggregateExec) -> Option<Dedup> {
-        if !is_dedup(aggregate) {
+        if !is_dedup(aggregate, self.settings.distinct_on) {
             return None;
         }
         let times: Vec<String> = self
@@ -391,6 +435,43 @@ fn meaning(aggregate: &AggregateExec) -> String {
         .map(|f| f.name().to_owned())
         .collect();
     format!("{} by {}", functions.join(", "), groups.join(", "))
+}
+
+const NO_LIMIT: &str = "LIMIT over a stream would end with its first rows: leave it out, or aggregate and SET essaim.output_mode = 'complete' for the first rows of the whole result";
+
+/// The type and the sides of a join with a table, above the cut.
+fn table_join(node: &Arc<dyn ExecutionPlan>) -> Option<(JoinType, Vec<&Arc<dyn ExecutionPlan>>)> {
+    let join_type = if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+        *join.join_type()
+    } else if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
+        *join.join_type()
+    } else if node.is::<CrossJoinExec>() {
+        JoinType::Inner
+    } else {
+        return None;
+    };
+    Some((join_type, node.children()))
+}
+
+/// Whether a join yields rows of the stream only when they come, and none of the table for want of a match: what has no
+/// match in this epoch may have one in the next.
+fn keeps_stream(join_type: JoinType, stream_is_left: bool) -> Result<()> {
+    let keeps = match join_type {
+        JoinType::Inner => true,
+        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => {
+            stream_is_left
+        }
+        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => {
+            !stream_is_left
+        }
+        JoinType::Full => false,
+    };
+    if keeps {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "this join asks which rows of the table have no match in the stream, which is never known: write stream JOIN table, stream LEFT JOIN table, or WHERE … IN (SELECT … FROM table)",
+    ))
 }
 
 fn only_child(node: &Arc<dyn ExecutionPlan>) -> Result<&Arc<dyn ExecutionPlan>> {
@@ -468,10 +549,13 @@ fn gap_of(node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<i64> {
 }
 
 /// Whether an aggregate only tells which groups there are, or the first row of each: SELECT DISTINCT [ON].
-fn is_dedup(aggregate: &AggregateExec) -> bool {
-    !aggregate.group_expr().expr().is_empty()
-        && aggregate
-            .aggr_expr()
+fn is_dedup(aggregate: &AggregateExec, distinct_on: bool) -> bool {
+    let functions = aggregate.aggr_expr();
+    let windowed = groups_by(aggregate, WINDOW_KEY) || groups_by(aggregate, SESSION_KEY);
+    !windowed
+        && !aggregate.group_expr().expr().is_empty()
+        && (functions.is_empty() || distinct_on)
+        && functions
             .iter()
             .all(|function| function.fun().name() == "first_value")
 }
@@ -492,10 +576,14 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(plan: &Arc<dyn ExecutionPlan>) -> Self {
+    fn of(plan: &Arc<dyn ExecutionPlan>, distinct_on: bool) -> Self {
         let mut found = Vec::new();
         collect(plan, &mut found);
-        let counted = || found.iter().filter(|aggregate| !is_dedup(aggregate));
+        let counted = || {
+            found
+                .iter()
+                .filter(|aggregate| !is_dedup(aggregate, distinct_on))
+        };
         Self {
             aggregates: counted().count() > 0,
             windowed: counted()
@@ -533,18 +621,13 @@ impl Shape {
     }
 }
 
-/// Whether an aggregate is a first step that looks at each batch by itself.
-fn is_partial(aggregate: &AggregateExec) -> bool {
-    *aggregate.mode() == AggregateMode::Partial
-}
-
 /// The upper halves of the aggregates over streams, outermost first.
 fn collect<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a AggregateExec>) {
     if !essaim_common::table::is_stream(plan) {
         return;
     }
     if let Some(aggregate) = plan.downcast_ref::<AggregateExec>()
-        && !is_partial(aggregate)
+        && *aggregate.mode() != AggregateMode::Partial
     {
         found.push(aggregate);
     }

@@ -1,7 +1,6 @@
 //! Epochs into a topic: each once, whatever dies in between.
 
 use crate::support::*;
-use anyhow::Context;
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
@@ -12,21 +11,16 @@ use essaim_common::options::Options;
 use essaim_common::secret::Secret;
 use essaim_common::sources::kafka::Kafka;
 use essaim_common::stream::{OutputMode, StreamSink};
-use essaim_tests::cluster::Process;
+use essaim_tests::broker::PrivateBroker;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 /// Rows of one epoch.
@@ -383,111 +377,11 @@ async fn an_epoch_of_a_thousand_rows_takes_milliseconds() {
     assert!(times[25] < Duration::from_secs(1), "{times:?}");
 }
 
-/// A broker that may be killed.
-struct PrivateBroker {
-    port: u16,
-    process: Option<Process>,
-    dir: TempDir,
-}
-
-impl PrivateBroker {
-    fn start() -> anyhow::Result<Self> {
-        let free = || {
-            anyhow::Ok(
-                std::net::TcpListener::bind("127.0.0.1:0")?
-                    .local_addr()?
-                    .port(),
-            )
-        };
-        let (port, controller) = (free()?, free()?);
-        let dir = tempfile::Builder::new().prefix("essaim-kafka").tempdir()?;
-        let settings = format!(
-            "process.roles=broker,controller\nnode.id=1\n\
-             controller.quorum.voters=1@127.0.0.1:{controller}\ncontroller.listener.names=CONTROLLER\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             log.dirs={}\noffsets.topic.replication.factor=1\noffsets.topic.num.partitions=2\n\
-             transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
-             transaction.state.log.num.partitions=2\n",
-            dir.path().join("data").display()
-        );
-        std::fs::write(dir.path().join("server.properties"), settings)?;
-        let mut broker = Self {
-            port,
-            process: None,
-            dir,
-        };
-        let formatted = broker
-            .java()?
-            .args(["kafka.tools.StorageTool", "format", "-t"])
-            .args(["ZXNzYWltLXRlc3QtMDAwMQ", "-c"])
-            .arg(broker.settings())
-            .output()?;
-        anyhow::ensure!(formatted.status.success(), "{formatted:?}");
-        broker.restart()?;
-        Ok(broker)
-    }
-
-    fn settings(&self) -> PathBuf {
-        self.dir.path().join("server.properties")
-    }
-
-    fn java(&self) -> anyhow::Result<Command> {
-        let cache = match std::env::var_os("ESSAIM_CACHE") {
-            Some(cache) => PathBuf::from(cache),
-            None => PathBuf::from(std::env::var_os("HOME").context("no HOME")?)
-                .join(".cache")
-                .join("essaim"),
-        };
-        let libs = std::fs::read_dir(cache.join("kafka"))
-            .context("Kafka is not installed: run scripts/setup")?
-            .flatten()
-            .map(|version| version.path().join("libs"))
-            .find(|libs| libs.join(".complete").exists())
-            .context("Kafka is not installed: run scripts/setup")?;
-        let log = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../scripts/kafka-log.properties"
-        );
-        let mut java = Command::new("java");
-        java.arg("-Xmx384m")
-            .arg(format!("-Dlog4j2.configurationFile={log}"))
-            .arg("-cp")
-            .arg(libs.join("*"))
-            .current_dir(self.dir.path());
-        Ok(java)
-    }
-
-    /// Kills it with SIGKILL, if it runs, and starts it again.
-    fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = None;
-        let mut command = self.java()?;
-        command.arg("kafka.Kafka").arg(self.settings());
-        self.process = Some(Process::spawn("kafka", command, self.dir.path())?);
-        Ok(())
-    }
-
-    fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_dies_and_comes_back_loses_and_repeats_no_epoch() {
-    let mut broker = PrivateBroker::start().unwrap();
+    let mut broker = PrivateBroker::start().await.unwrap();
+    broker.create_topic("out", 2).await.unwrap();
     let address = broker.address();
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", &address)
-        .create()
-        .unwrap();
-    let new = NewTopic::new("out", 2, TopicReplication::Fixed(1));
-    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    let deadline = Instant::now() + Duration::from_secs(90);
-    while !matches!(
-        admin.create_topics([&new], &options).await.as_deref(),
-        Ok([Ok(_)])
-    ) {
-        assert!(Instant::now() < deadline, "the private broker is not there");
-    }
     let job = Job::new(&address, "out", &[("request_timeout", "3 seconds")]).await;
     let job = Arc::new(job);
     let (progress, mut seen) = tokio::sync::watch::channel(0_u64);

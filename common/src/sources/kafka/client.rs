@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::secret::Secret;
-use arrow::compute::kernels::cast_utils::parse_interval_day_time;
+use arrow::compute::kernels::cast_utils::parse_interval_month_day_nano;
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
@@ -311,9 +311,13 @@ fn split_location(location: &str) -> Option<(String, Vec<String>)> {
 
 /// Milliseconds of a text such as `10 seconds` or `500 milliseconds`; `None` for anything else or a negative one.
 pub fn duration_ms(text: &str) -> Option<u64> {
-    let interval = parse_interval_day_time(text).ok()?;
-    let ms = i64::from(interval.days) * 86_400_000 + i64::from(interval.milliseconds);
-    u64::try_from(ms).ok()
+    // Not as days and ms, of which more than 24 days' worth does not fit.
+    let interval = parse_interval_month_day_nano(text).ok()?;
+    let (days, nanos) = (i64::from(interval.days), interval.nanoseconds);
+    if interval.months != 0 || nanos % 1_000_000 != 0 {
+        return None;
+    }
+    u64::try_from(days * 86_400_000 + nanos / 1_000_000).ok()
 }
 
 /// The error for an option that should be a duration.
@@ -340,6 +344,17 @@ mod tests {
             "kafka://a/t/u",
         ] {
             assert_eq!(split_location(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_duration_may_be_as_long_as_a_month() {
+        assert_eq!(duration_ms("500 milliseconds"), Some(500));
+        assert_eq!(duration_ms("1 day 1 second"), Some(86_401_000));
+        assert_eq!(duration_ms("720 hours"), Some(30 * 86_400_000));
+        assert_eq!(duration_ms("5015301743 ms"), Some(5_015_301_743));
+        for wrong in ["1 month", "-1 second", "0.1 milliseconds", "soon"] {
+            assert_eq!(duration_ms(wrong), None, "{wrong}");
         }
     }
 

@@ -1,10 +1,9 @@
 //! Joins of two streams: what they must say of time, and the operator that they become.
 
-use super::{Built, Operator, UpperBuilder, single};
+use super::{Built, NO_LIMIT, Operator, UpperBuilder, single};
 use crate::stream::join::{Bound, JoinOptions, StateJoinExec, event_times};
 use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::reads_stream;
-use datafusion::common::JoinType;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::joins::{
     CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec, SymmetricHashJoinExec,
@@ -21,35 +20,6 @@ pub(super) fn joins_streams(node: &Arc<dyn ExecutionPlan>) -> bool {
         || node.is::<SortMergeJoinExec>()
         || node.is::<SymmetricHashJoinExec>();
     is_join && node.children().into_iter().all(reads_stream)
-}
-
-/// Checks a join of a stream with a table: each epoch sees all rows of the table, and only some of the stream.
-pub(super) fn check_table_join(node: &Arc<dyn ExecutionPlan>) -> Result<()> {
-    let hash = node.downcast_ref::<HashJoinExec>();
-    let loops = node.downcast_ref::<NestedLoopJoinExec>();
-    let join_type = hash
-        .map(HashJoinExec::join_type)
-        .or_else(|| loops.map(NestedLoopJoinExec::join_type));
-    let is_stream_left = node
-        .children()
-        .first()
-        .is_some_and(|left| reads_stream(left));
-    let emits_unmatched_table = match join_type {
-        None | Some(JoinType::Inner) => false,
-        Some(JoinType::Full) => true,
-        Some(JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark) => {
-            !is_stream_left
-        }
-        Some(JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark) => {
-            is_stream_left
-        }
-    };
-    if emits_unmatched_table {
-        return Err(Error::invalid(
-            "whether a row of a table has a match in a stream is known when the stream ends, which it never does: keep all rows of the stream instead (stream LEFT JOIN table), or only those that match",
-        ));
-    }
-    Ok(())
 }
 
 impl UpperBuilder<'_> {
@@ -70,9 +40,7 @@ impl UpperBuilder<'_> {
             ));
         }
         if join.fetch().is_some() {
-            return Err(Error::invalid(
-                "LIMIT over a join of two streams would end with its first rows: leave it out",
-            ));
+            return Err(Error::invalid(NO_LIMIT));
         }
         let times = [event_times(join.left()), event_times(join.right())];
         let bound = Bound::of(join, &times).ok_or_else(|| {
