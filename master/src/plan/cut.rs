@@ -30,6 +30,7 @@ use essaim_common::broadcast::BroadcastExec;
 use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
 use essaim_common::sink::SinkWriteExec;
+use essaim_common::table::is_stream;
 use std::sync::Arc;
 
 /// A plan after the cut.
@@ -210,7 +211,8 @@ fn is_partition_wise(plan: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 /// The position of a join's input that every partition of the other needs whole, if the join stays right when only a
-/// part of the other input is at hand: then no row of the whole input may be emitted for want of a match.
+/// part of the other input is at hand: then no row of the whole input may be emitted for want of a match. A stream is
+/// never whole.
 fn broadcast_side(plan: &Arc<dyn ExecutionPlan>) -> Option<usize> {
     let emits_only_right = |join_type: &JoinType| {
         matches!(
@@ -222,6 +224,9 @@ fn broadcast_side(plan: &Arc<dyn ExecutionPlan>) -> Option<usize> {
                 | JoinType::RightMark
         )
     };
+    if plan.children().into_iter().all(is_stream) {
+        return None;
+    }
     if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
         let collects = *join.partition_mode() == PartitionMode::CollectLeft;
         return (collects && emits_only_right(join.join_type())).then_some(0);

@@ -107,13 +107,17 @@ impl FeedExec {
         rows: SendableRecordBatchStream,
         ctx: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        let leaf = Arc::new(Self {
-            rows: Mutex::new(Some(rows)),
-            properties: Arc::clone(&self.properties),
-        });
         let keep = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
-        let plan = Arc::clone(plan).replace_children(vec![leaf], keep)?;
+        let plan = Arc::clone(plan).replace_children(vec![self.leaf(Some(rows))], keep)?;
         plan.execute(0, ctx)
+    }
+
+    /// A leaf like this template that yields `rows`, once.
+    pub(super) fn leaf(&self, rows: Option<SendableRecordBatchStream>) -> Arc<dyn ExecutionPlan> {
+        Arc::new(Self {
+            rows: Mutex::new(rows),
+            properties: Arc::clone(&self.properties),
+        })
     }
 }
 

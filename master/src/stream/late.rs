@@ -1,6 +1,7 @@
 //! What makes a row of a streaming INSERT too late, and the filter below the cut that drops and counts such rows.
 
 use crate::plan::cut::rebuild;
+use crate::stream::join::event_times;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::ExecutionPlan;
@@ -11,12 +12,14 @@ use essaim_common::functions::window::WindowSpec;
 use essaim_common::late::{LateFilterExec, Until};
 use std::sync::Arc;
 
-/// Which column of an aggregate's input tells the time.
+/// Which column of an aggregate's input, or of a stage's output, tells the time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LateColumn {
     /// That which this group column is made of.
     Group(usize),
     Named(String),
+    /// The first event time that the stage's rows carry.
+    Carried,
 }
 
 /// What keeps a row in time.
@@ -44,7 +47,7 @@ impl Late {
         }
     }
 
-    /// Puts the filter below the partial aggregate of a stage.
+    /// Puts the filter below the partial aggregate of a stage, or on top of it.
     ///
     /// # Errors
     /// None for a plan that the cut made.
@@ -67,12 +70,22 @@ impl Late {
                 .collect::<Result<_>>()?;
             return Ok(rebuild(Arc::clone(plan), inputs)?);
         }
+        if *column == LateColumn::Carried {
+            return Ok(match event_times(plan).first() {
+                Some(column) => {
+                    let input = Arc::clone(plan);
+                    Arc::new(LateFilterExec::new(input, query, *column, until))
+                }
+                None => Arc::clone(plan),
+            });
+        }
         let Some(column) = plan
             .downcast_ref::<AggregateExec>()
             .filter(|aggregate| *aggregate.mode() == AggregateMode::Partial)
             .and_then(|aggregate| match column {
                 LateColumn::Group(group) => time_column(aggregate, *group),
                 LateColumn::Named(name) => aggregate.input().schema().index_of(name).ok(),
+                LateColumn::Carried => None,
             })
         else {
             // The operator above the cut drops what is too late.

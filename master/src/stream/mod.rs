@@ -11,6 +11,7 @@ mod dedup;
 mod feed;
 mod finish;
 pub mod input;
+mod join;
 mod late;
 mod pace;
 pub mod plan;

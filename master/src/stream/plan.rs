@@ -51,8 +51,8 @@ pub struct Insert {
     pub mode: OutputMode,
     pub sink: Arc<dyn StreamSink>,
     pub upper: Upper,
-    /// What keeps a row in time.
-    pub late: Late,
+    /// What keeps a row in time, by what it is read for.
+    pub lates: Vec<Late>,
     /// The UNBOUNDED tables that it reads.
     pub tables: BTreeSet<String>,
 }
@@ -60,7 +60,8 @@ pub struct Insert {
 impl Insert {
     /// The event time before which every row is too late, [`i64::MIN`] if none is.
     pub fn late_before(&self, watermark: i64) -> i64 {
-        self.late.before(watermark)
+        let bounds = self.lates.iter().map(|late| late.before(watermark));
+        bounds.min().unwrap_or(i64::MIN)
     }
 }
 
@@ -81,7 +82,7 @@ pub struct PlannedInsert {
     pub upper: Upper,
     pub stages: Vec<(Arc<Stage>, InputId)>,
     pub statics: Vec<Static>,
-    pub late: Late,
+    pub lates: Vec<Late>,
     pub sources: BTreeMap<String, Arc<dyn StreamSource>>,
     pub tables: BTreeSet<String>,
 }
@@ -106,7 +107,7 @@ pub fn insert(
         upper,
         stages: builder.stages,
         statics: builder.statics,
-        late: builder.late,
+        lates: builder.lates,
         tables: tables.keys().cloned().collect(),
         sources: tables,
     })

@@ -380,7 +380,7 @@ fn assemble(planned: Planned) -> Result<(StreamPlan, Vec<(StreamingInsert, Vec<p
             mode: planned.mode,
             sink,
             upper: planned.upper,
-            late: planned.late,
+            lates: planned.lates,
             tables: planned.tables,
         });
         if !planned.statics.is_empty() {

@@ -1,6 +1,8 @@
 //! The half above the cut of a streaming INSERT: which output mode fits, which nodes become stateful, what a stream
 //! cannot do.
 
+mod joins;
+
 use crate::plan::cut::rebuild;
 use crate::plan::stage::{Stage, StageInputExec};
 use crate::stream::aggregate::{Expiry, StateAggregateExec, StateOptions};
@@ -58,8 +60,11 @@ pub struct UpperBuilder<'a> {
     sources: &'a BTreeMap<String, Arc<dyn StreamSource>>,
     pub stages: Vec<(Arc<Stage>, InputId)>,
     pub statics: Vec<Static>,
-    pub late: Late,
-    /// The group column with the time that makes rows late.
+    /// What keeps a row of each stage in time.
+    pub lates: Vec<Late>,
+    /// What keeps a row of the next stage in time.
+    late: Late,
+    /// The column with the time that makes rows late.
     late_column: LateColumn,
     operators: Vec<Operator>,
 }
@@ -94,6 +99,7 @@ impl<'a> UpperBuilder<'a> {
             sources,
             stages: Vec::new(),
             statics: Vec::new(),
+            lates: Vec::new(),
             late: Late::Never,
             late_column: LateColumn::Group(0),
             operators: Vec::new(),
@@ -154,17 +160,16 @@ impl<'a> UpperBuilder<'a> {
         {
             return self.aggregate(node, aggregate, mode);
         }
-        if let Some(join) = node.downcast_ref::<HashJoinExec>()
-            && join.children().into_iter().all(reads_stream)
-        {
-            return Err(Error::invalid(
-                "a join of two streams is not there yet: put one of them through a table, or aggregate both in Postgres",
-            ));
+        if joins::joins_streams(node) {
+            return self.join(node, mode);
         }
         self.check(node, mode)?;
         let mut delay_ms = 0;
         let mut inputs = Vec::new();
+        let (late, late_column) = (self.late.clone(), self.late_column.clone());
         for child in node.children() {
+            self.late.clone_from(&late);
+            self.late_column.clone_from(&late_column);
             let built = self.node(child, mode)?;
             delay_ms = built.delay_ms.max(delay_ms);
             inputs.push(if node.is::<UnionExec>() || has_one_input(node) {
@@ -208,6 +213,7 @@ impl<'a> UpperBuilder<'a> {
             plan,
             broadcasts: stage.broadcasts.clone(),
         };
+        self.lates.push(self.late.clone());
         self.stages.push((Arc::new(stage), id));
         Ok(input(id, node))
     }
