@@ -277,7 +277,14 @@ async fn a_master_that_commits_while_its_successor_begins_is_counted_or_refused(
             }
             old.commit(1, rows(1)).await
         };
-        let (late, begun) = futures::join!(late, new.begin());
+        // The commit takes more calls than the fence: it needs a lead of any length.
+        let next = async {
+            for _ in 0..seed / 20 * 3 {
+                tokio::task::yield_now().await;
+            }
+            new.begin().await
+        };
+        let (late, begun) = futures::join!(late, next);
         let last = begun?;
         match late {
             Ok(_) => {

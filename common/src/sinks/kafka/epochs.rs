@@ -54,7 +54,7 @@ struct Marker {
 
 /// How far a transaction came.
 enum Failure {
-    /// Its own rows are at fault, or the transaction is beyond use while its producer is not.
+    /// Its own rows are at fault, or the transaction is beyond use: it can be aborted.
     Abort(Error),
     /// Nothing was decided: the producer is given up.
     Lost(KafkaError),
@@ -123,9 +123,7 @@ impl Epochs {
                 Ok(written)
             }
             Err(Failure::Abort(error)) => {
-                if self.abort(&open) {
-                    *slot = Some(open);
-                }
+                self.abort(open);
                 Err(error)
             }
             Err(Failure::Lost(error)) => Err(self.lost(&open, &error)),
@@ -210,8 +208,10 @@ impl Epochs {
         })
     }
 
-    /// Whether the producer is fit for another transaction.
-    fn abort(&self, open: &Open) -> bool {
+    /// Ends the transaction for its readers, as well as it can: the next producer would end it too. Then the producer is
+    /// given up: librdkafka does not forget the sequence numbers of messages that were purged, and the broker would
+    /// refuse those that follow.
+    fn abort(&self, open: Open) {
         let deadline = Instant::now() + self.connection.timeout();
         // An abort waits for reports of what is still on its way, which only a flush fetches.
         open.producer
@@ -221,9 +221,9 @@ impl Epochs {
                 open.producer.abort_transaction(left)
             })
         });
-        // What the purge did is no failure of the next epoch.
-        open.producer.context().take_failure();
-        aborted.is_ok()
+        if let Err(error) = aborted {
+            tracing::debug!(topic = %self.topic, %error, "a transaction was not aborted");
+        }
     }
 
     /// The committed marker; with `read_committed` once no transaction is about to change it.
