@@ -24,7 +24,7 @@ const EPOCH: Duration = Duration::from_secs(30 * 60);
 
 /// Rows and bytes that are sent with the statement that inserts them. COPY ends with a small message after a small one,
 /// which on TCP waits until the server acknowledges the first, up to 40 ms: that matters for epochs of few rows only.
-const FEW_ROWS: usize = 16 * 1024;
+const FEW_ROWS: usize = 8 * 1024;
 const FEW_BYTES: usize = 1024 * 1024;
 
 /// Holds the rows of an epoch where they cannot be copied straight into the target. It is the connection's own.
