@@ -87,7 +87,7 @@ impl Writer {
         let (one, two) = self.state.split_at(self.state.len() / 2);
         let chunks = [one, two].map(|chunk| Bytes::from(chunk.to_owned()));
         let state = vec![("op".to_owned(), chunks.to_vec())];
-        self.checkpoint.snapshot(state).await.unwrap();
+        self.checkpoint.snapshot(move || Ok(state)).await.unwrap();
     }
 
     async fn settle(&mut self) {
