@@ -22,7 +22,7 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinSet;
@@ -30,6 +30,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long a broadcast may take to reach a worker, and how long dropping one may.
 const BROADCAST_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Numbers the runs of stages.
+static RUNS: AtomicU64 = AtomicU64::new(1);
 
 /// What all stages of one run of a query share. An extension of the context that the upper half runs in.
 #[derive(Debug)]
@@ -185,9 +188,11 @@ impl Stages {
 
     fn start(self: &Arc<Self>, stage: &Arc<Stage>, ctx: &Arc<TaskContext>) -> StageRun {
         let tasks = stage.tasks();
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
         self.job.update_stage(self.query, stage.id, |record| {
             *record = crate::jobs::model::StageRecord {
                 id: stage.id,
+                run,
                 tasks: tasks as u32,
                 ..Default::default()
             };
@@ -202,6 +207,7 @@ impl Stages {
             Arc::clone(self),
             Arc::clone(stage),
             Arc::clone(ctx),
+            run,
             senders,
         );
         StageRun {
@@ -325,6 +331,7 @@ async fn supervise(
     stages: Arc<Stages>,
     stage: Arc<Stage>,
     ctx: Arc<TaskContext>,
+    run: u64,
     outputs: Vec<oneshot::Sender<Result<Spool>>>,
 ) {
     for broadcast in &stage.broadcasts {
@@ -333,7 +340,12 @@ async fn supervise(
             return;
         }
     }
-    let attempts = Arc::new(Attempts::new(Arc::clone(&stages), Arc::clone(&stage), ctx));
+    let attempts = Arc::new(Attempts::new(
+        Arc::clone(&stages),
+        Arc::clone(&stage),
+        ctx,
+        run,
+    ));
     let mut tasks = JoinSet::new();
     let mut waiting: HashMap<usize, oneshot::Sender<Result<Spool>>> =
         outputs.into_iter().enumerate().collect();
