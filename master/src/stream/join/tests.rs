@@ -286,7 +286,7 @@ async fn a_condition_tells_how_far_apart_rows_may_be() {
         ("a.n = b.n", None),
     ];
     for (condition, expected) in cases {
-        let sql = format!("SELECT {COLUMNS} FROM a JOIN b ON a.id = b.id AND {condition}");
+        let sql = format!("SELECT {COLUMNS} FROM a JOIN b ON a.id = b.id AND ({condition})");
         let plan = plan(&sql).await;
         let bound = find(&plan).map(bound_of);
         let bound = bound.unwrap_or_else(|| panic!("{condition}: {plan:?}"));
