@@ -2,7 +2,7 @@
 
 use super::{Bound, JoinOptions, StateJoinExec};
 use crate::stream::context::{EpochContext, States, Watermarks};
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
+use arrow::array::{AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow::datatypes::TimestampMillisecondType;
 use arrow::util::display::array_value_to_string;
 use datafusion::catalog::MemTable;
