@@ -108,6 +108,9 @@ pub struct QueryRecord {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StageRecord {
     pub id: u32,
+    /// Which run of the stage this tells of: an epoch's tasks may still be ending when the next one's begin.
+    #[serde(skip)]
+    pub run: u64,
     pub tasks: u32,
     pub tasks_done: u32,
     pub tasks_running: u32,

@@ -346,9 +346,17 @@ impl Drop for Record<'_> {
 }
 
 impl Attempts {
-    fn update<T>(&self, change: impl FnOnce(&mut crate::jobs::model::StageRecord) -> T) -> T {
-        self.stages
-            .job
-            .update_stage(self.stages.query, self.stage.id, change)
+    /// Changes the stage's entry in the job's record, unless another run has taken it over.
+    fn update<T: Default>(
+        &self,
+        change: impl FnOnce(&mut crate::jobs::model::StageRecord) -> T,
+    ) -> T {
+        let (job, run) = (&self.stages.job, self.stages.run);
+        job.update_stage(self.stages.query, self.stage.id, |stage| {
+            match stage.run == run {
+                true => change(stage),
+                false => T::default(),
+            }
+        })
     }
 }

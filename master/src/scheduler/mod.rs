@@ -22,7 +22,7 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinSet;
@@ -36,6 +36,8 @@ const BROADCAST_DEADLINE: Duration = Duration::from_secs(120);
 pub struct Stages {
     pub(crate) job: Arc<JobHandle>,
     pub(crate) query: usize,
+    /// Told apart from other runs of the same stages in the job's record.
+    run: u64,
     pub(crate) registry: Arc<Registry>,
     pub(crate) settings: Settings,
     /// What the job has SET, for the workers' sessions.
@@ -45,6 +47,11 @@ pub struct Stages {
     facts: Mutex<TaskFacts>,
     running: Mutex<BTreeMap<u32, StageRun>>,
     broadcasts: Mutex<HashMap<String, Arc<Sent>>>,
+}
+
+fn next_run() -> u64 {
+    static RUNS: AtomicU64 = AtomicU64::new(1);
+    RUNS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A stage that runs. Dropping it ends its tasks.
@@ -73,6 +80,7 @@ impl Stages {
         Arc::new(Self {
             job,
             query,
+            run: next_run(),
             registry,
             settings,
             worker_settings,
@@ -96,6 +104,7 @@ impl Stages {
         Arc::new(Self {
             job,
             query: 0,
+            run: next_run(),
             registry,
             settings,
             worker_settings,
@@ -188,6 +197,7 @@ impl Stages {
         self.job.update_stage(self.query, stage.id, |record| {
             *record = crate::jobs::model::StageRecord {
                 id: stage.id,
+                run: self.run,
                 tasks: tasks as u32,
                 ..Default::default()
             };
