@@ -112,7 +112,7 @@ impl Counted {
         let sent = topic.produce((0..open).map(payload)).await?;
         let table = unique("counted");
         let sql = format!(
-            "CREATE UNBOUNDED EXTERNAL TABLE events (key BIGINT, value BIGINT) STORED AS KAFKA LOCATION '{}'
+            "CREATE UNBOUNDED EXTERNAL TABLE events (\"key\" BIGINT, value BIGINT) STORED AS KAFKA LOCATION '{}'
                OPTIONS (format 'json');
              {}
              SET essaim.trigger = '50 milliseconds';

@@ -108,9 +108,9 @@ pub struct QueryRecord {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StageRecord {
     pub id: u32,
-    /// Which run of the stage this tells of: an epoch's tasks may still be ending when the next one's begin.
+    /// Which run of the stage the record is of: a streaming job runs it for each epoch, and may run two epochs at once.
     #[serde(skip)]
-    pub run: u64,
+    pub(crate) run: u64,
     pub tasks: u32,
     pub tasks_done: u32,
     pub tasks_running: u32,

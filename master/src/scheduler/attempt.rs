@@ -31,6 +31,8 @@ pub(crate) struct Attempts {
     stages: Arc<Stages>,
     stage: Arc<Stage>,
     ctx: Arc<TaskContext>,
+    /// The number of this run of the stage.
+    run: u64,
     pace: Pace,
 }
 
@@ -43,11 +45,17 @@ struct Failure {
 }
 
 impl Attempts {
-    pub(crate) fn new(stages: Arc<Stages>, stage: Arc<Stage>, ctx: Arc<TaskContext>) -> Self {
+    pub(crate) fn new(
+        stages: Arc<Stages>,
+        stage: Arc<Stage>,
+        ctx: Arc<TaskContext>,
+        run: u64,
+    ) -> Self {
         Self {
             stages,
             stage,
             ctx,
+            run,
             pace: Pace::default(),
         }
     }
@@ -346,17 +354,21 @@ impl Drop for Record<'_> {
 }
 
 impl Attempts {
-    /// Changes the stage's entry in the job's record, unless another run has taken it over.
+    /// Changes the stage's record, unless that is of a later run by now.
     fn update<T: Default>(
         &self,
         change: impl FnOnce(&mut crate::jobs::model::StageRecord) -> T,
     ) -> T {
-        let (job, run) = (&self.stages.job, self.stages.run);
-        job.update_stage(self.stages.query, self.stage.id, |stage| {
-            match stage.run == run {
-                true => change(stage),
-                false => T::default(),
+        let run = self.run;
+        let change = |record: &mut crate::jobs::model::StageRecord| {
+            if record.run == run {
+                change(record)
+            } else {
+                T::default()
             }
-        })
+        };
+        self.stages
+            .job
+            .update_stage(self.stages.query, self.stage.id, change)
     }
 }

@@ -31,13 +31,14 @@ use tokio_util::task::AbortOnDropHandle;
 /// How long a broadcast may take to reach a worker, and how long dropping one may.
 const BROADCAST_DEADLINE: Duration = Duration::from_secs(120);
 
+/// Numbers the runs of stages.
+static RUNS: AtomicU64 = AtomicU64::new(1);
+
 /// What all stages of one run of a query share. An extension of the context that the upper half runs in.
 #[derive(Debug)]
 pub struct Stages {
     pub(crate) job: Arc<JobHandle>,
     pub(crate) query: usize,
-    /// Told apart from other runs of the same stages in the job's record.
-    run: u64,
     pub(crate) registry: Arc<Registry>,
     pub(crate) settings: Settings,
     /// What the job has SET, for the workers' sessions.
@@ -47,11 +48,6 @@ pub struct Stages {
     facts: Mutex<TaskFacts>,
     running: Mutex<BTreeMap<u32, StageRun>>,
     broadcasts: Mutex<HashMap<String, Arc<Sent>>>,
-}
-
-fn next_run() -> u64 {
-    static RUNS: AtomicU64 = AtomicU64::new(1);
-    RUNS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// A stage that runs. Dropping it ends its tasks.
@@ -80,7 +76,6 @@ impl Stages {
         Arc::new(Self {
             job,
             query,
-            run: next_run(),
             registry,
             settings,
             worker_settings,
@@ -104,7 +99,6 @@ impl Stages {
         Arc::new(Self {
             job,
             query: 0,
-            run: next_run(),
             registry,
             settings,
             worker_settings,
@@ -194,10 +188,11 @@ impl Stages {
 
     fn start(self: &Arc<Self>, stage: &Arc<Stage>, ctx: &Arc<TaskContext>) -> StageRun {
         let tasks = stage.tasks();
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
         self.job.update_stage(self.query, stage.id, |record| {
             *record = crate::jobs::model::StageRecord {
                 id: stage.id,
-                run: self.run,
+                run,
                 tasks: tasks as u32,
                 ..Default::default()
             };
@@ -212,6 +207,7 @@ impl Stages {
             Arc::clone(self),
             Arc::clone(stage),
             Arc::clone(ctx),
+            run,
             senders,
         );
         StageRun {
@@ -335,6 +331,7 @@ async fn supervise(
     stages: Arc<Stages>,
     stage: Arc<Stage>,
     ctx: Arc<TaskContext>,
+    run: u64,
     outputs: Vec<oneshot::Sender<Result<Spool>>>,
 ) {
     for broadcast in &stage.broadcasts {
@@ -343,7 +340,12 @@ async fn supervise(
             return;
         }
     }
-    let attempts = Arc::new(Attempts::new(Arc::clone(&stages), Arc::clone(&stage), ctx));
+    let attempts = Arc::new(Attempts::new(
+        Arc::clone(&stages),
+        Arc::clone(&stage),
+        ctx,
+        run,
+    ));
     let mut tasks = JoinSet::new();
     let mut waiting: HashMap<usize, oneshot::Sender<Result<Spool>>> =
         outputs.into_iter().enumerate().collect();

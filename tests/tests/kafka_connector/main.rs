@@ -5,7 +5,7 @@ mod bad_input;
 mod offsets;
 mod round_trip;
 mod sink;
-mod streaming;
 mod stream_sink;
+mod streaming;
 mod support;
 mod transactions;

@@ -1,6 +1,6 @@
 //! Joins of two streams: what they must say of time, and the operator that they become.
 
-use super::{Built, NO_LIMIT, Operator, UpperBuilder, single};
+use super::{Built, Operator, UpperBuilder, limit, single};
 use crate::stream::join::{Bound, JoinOptions, StateJoinExec, event_times};
 use crate::stream::late::{Late, LateColumn};
 use crate::stream::plan::reads_stream;
@@ -40,7 +40,7 @@ impl UpperBuilder<'_> {
             ));
         }
         if join.fetch().is_some() {
-            return Err(Error::invalid(NO_LIMIT));
+            return Err(limit());
         }
         let times = [event_times(join.left()), event_times(join.right())];
         let bound = Bound::of(join, &times).ok_or_else(|| {
