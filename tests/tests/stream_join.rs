@@ -36,7 +36,7 @@ async fn produce(
     numbers: std::ops::Range<i64>,
 ) -> Result<()> {
     let table = ["orders", "payments"][stream as usize];
-    let events = || numbers.clone().map(|n| event(stream, n));
+    let events = || numbers.clone().map(move |n| event(stream, n));
     let rows = events().map(|(id, at, n)| {
         format!("({id}, timestamp '2026-01-01 00:00:00' + {at} * interval '1 millisecond', {n})")
     });
@@ -52,7 +52,7 @@ async fn produce(
 /// Moves the watermark far ahead, so that all rows are freed, with rows that match nothing.
 async fn flush(topic: &Topic, id: i64) -> Result<()> {
     let last = json!({"id": id, "at": START + 10_000_000, "n": 0}).to_string();
-    let last = (0..topic.partitions).map(|_| last.clone());
+    let last = (0..topic.partitions).map(move |_| last.clone());
     topic.produce(last).await?;
     Ok(())
 }
