@@ -1,5 +1,10 @@
 //! The gRPC contract of Essaim, package `essaim.v1`. Shapes and units stand in the `.proto` files.
-#![allow(clippy::unwrap_used, missing_docs, unused_qualifications)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::large_enum_variant,
+    missing_docs,
+    unused_qualifications
+)]
 
 /// Messages, clients and servers of package `essaim.v1`.
 pub mod v1 {

@@ -308,7 +308,9 @@ impl Core {
     }
 
     fn stream(&self, batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
-        let batches = futures::stream::iter(batches.into_iter().map(Ok));
+        // Not every aggregate function takes an empty batch of states.
+        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0);
+        let batches = futures::stream::iter(batches.map(Ok));
         Box::pin(RecordBatchStreamAdapter::new(
             Arc::clone(&self.partial),
             batches,

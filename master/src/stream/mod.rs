@@ -66,7 +66,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
             }
         }
     };
-    failures.limit = reader.max_attempts();
+    failures.limit = reader.max_epoch_attempts();
     loop {
         let epoch = tokio::select! {
             epoch = reader.next() => epoch,

@@ -108,7 +108,7 @@ pub(super) fn ms(since: Instant) -> f64 {
 
 impl Reader {
     /// How often an epoch may fail in a row.
-    pub fn max_attempts(&self) -> usize {
+    pub fn max_epoch_attempts(&self) -> usize {
         self.job.planner.settings().max_epoch_attempts
     }
 

@@ -52,6 +52,9 @@ fn root(physical: &Arc<dyn ExecutionPlan>) -> Result<&StreamInsertExec> {
         .ok_or_else(|| Error::internal("the root of a streaming INSERT is another node"))
 }
 
+/// An INSERT with what it reads besides streams, as it was first planned.
+pub type StaticInsert = (StreamingInsert, Vec<plan::Static>);
+
 /// A streaming job's statements, run and planned.
 struct Planned {
     inserts: Vec<(StreamingInsert, PlannedInsert, Arc<dyn StreamSink>)>,
@@ -366,7 +369,7 @@ async fn restore(
 }
 
 /// Puts the INSERTs together: those that read one stream share its stage.
-fn assemble(planned: Planned) -> Result<(StreamPlan, Vec<(StreamingInsert, Vec<plan::Static>)>)> {
+fn assemble(planned: Planned) -> Result<(StreamPlan, Vec<StaticInsert>)> {
     let mut sources = BTreeMap::new();
     let mut stages = Vec::new();
     let mut inserts = Vec::new();

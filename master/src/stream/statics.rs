@@ -6,7 +6,7 @@ use crate::scheduler::{Stages, Statics};
 use crate::stream::input::{Input, InputId, Inputs};
 use crate::stream::plan::Static;
 use crate::stream::read::{Job, collect};
-use crate::stream::setup::StreamingInsert;
+use crate::stream::setup::StaticInsert;
 use arrow::array::RecordBatch;
 use datafusion::execution::TaskContext;
 use essaim_common::{Error, Result};
@@ -36,7 +36,7 @@ impl Held {
 #[derive(Debug)]
 pub struct Tables {
     /// The INSERTs as they are planned again, each with what it reads besides streams, as it was first planned.
-    pub(super) inserts: Vec<(StreamingInsert, Vec<Static>)>,
+    pub(super) inserts: Vec<StaticInsert>,
     pub(super) refresh: Duration,
     pub(super) held: Option<(Instant, Arc<Held>)>,
 }

@@ -182,9 +182,24 @@ pub async fn rows(ctx: &SessionContext, sql: &str) -> anyhow::Result<Vec<Value>>
 }
 
 pub async fn count(ctx: &SessionContext, sql: &str) -> i64 {
-    let rows = rows(ctx, sql).await.unwrap();
-    let first = rows[0].as_object().unwrap().values().next().unwrap();
-    first.as_i64().unwrap()
+    let counted = rows(ctx, sql).await.unwrap();
+    let first = counted[0].as_object().unwrap().values().next().unwrap();
+    let counted = first.as_i64().unwrap();
+    if let Some(rest) = sql.strip_prefix("INSERT INTO ") {
+        let table = rest.split(' ').next().unwrap();
+        until_visible(ctx, table, counted).await;
+    }
+    counted
+}
+
+/// Waits until so many rows can be read: the broker answers a commit before it has told the partitions of it.
+async fn until_visible(ctx: &SessionContext, table: &str, rows: i64) {
+    let look = format!("SELECT count(*) AS n FROM {table}");
+    let there = essaim_tests::wait_for(&look, essaim_tests::SOON, async || {
+        let found = self::rows(ctx, &look).await?;
+        Ok((found[0]["n"].as_i64() >= Some(rows)).then_some(()))
+    });
+    there.await.unwrap();
 }
 
 pub async fn error(ctx: &SessionContext, sql: &str) -> String {

@@ -5,7 +5,7 @@ use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{JoinSide, JoinType, ScalarValue};
 use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::expressions::{BinaryExpr, CastExpr, Column, Literal};
-use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
+use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr, split_conjunction};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -16,6 +16,7 @@ use datafusion::physical_plan::joins::utils::JoinFilter;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::union::UnionExec;
+use essaim_common::functions::event_time::EventTime;
 use essaim_common::functions::window::WINDOW_KEY;
 use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
@@ -233,7 +234,14 @@ pub fn event_times(plan: &Arc<dyn ExecutionPlan>) -> BTreeSet<usize> {
         return BTreeSet::new();
     };
     let taken = |expr: &Arc<dyn PhysicalExpr>| {
-        expr.downcast_ref::<Column>()
+        // A window's start passes through a function that changes nothing.
+        let start = expr
+            .downcast_ref::<ScalarFunctionExpr>()
+            .filter(|function| function.name() == EventTime::WindowStart.as_str())
+            .and_then(|function| function.args().first());
+        start
+            .unwrap_or(expr)
+            .downcast_ref::<Column>()
             .is_some_and(|column| input.contains(&column.index()))
     };
     if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {

@@ -2,7 +2,7 @@
 
 use super::{Bound, JoinOptions, StateJoinExec};
 use crate::stream::context::{EpochContext, States, Watermarks};
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
+use arrow::array::{AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow::datatypes::TimestampMillisecondType;
 use arrow::util::display::array_value_to_string;
 use datafusion::catalog::MemTable;
@@ -286,7 +286,7 @@ async fn a_condition_tells_how_far_apart_rows_may_be() {
         ("a.n = b.n", None),
     ];
     for (condition, expected) in cases {
-        let sql = format!("SELECT {COLUMNS} FROM a JOIN b ON a.id = b.id AND {condition}");
+        let sql = format!("SELECT {COLUMNS} FROM a JOIN b ON a.id = b.id AND ({condition})");
         let plan = plan(&sql).await;
         let bound = find(&plan).map(bound_of);
         let bound = bound.unwrap_or_else(|| panic!("{condition}: {plan:?}"));
