@@ -156,7 +156,7 @@ impl Chaos {
         println!(
             "the job counted {} rows of {}, {} late of {}, {} dead letters of {}, {} starts",
             totals.input_rows,
-            self.oracle.all.rows,
+            self.oracle.messages,
             totals.late_rows,
             // Both INSERTs with windows count them.
             2 * self.oracle.late,
