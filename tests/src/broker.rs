@@ -38,6 +38,7 @@ impl PrivateBroker {
         let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], behind))).await?;
         let proxied = proxy.address().port();
         let dir = tempfile::Builder::new().prefix("essaim-kafka").tempdir()?;
+        // A broker that was killed is let in again only when its session has ended: 9 s by default.
         let settings = format!(
             "process.roles=broker,controller\nnode.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\ncontroller.listener.names=CONTROLLER\n\
@@ -47,7 +48,8 @@ impl PrivateBroker {
              inter.broker.listener.name=DIRECT\n\
              log.dirs={}\noffsets.topic.replication.factor=1\noffsets.topic.num.partitions=2\n\
              transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
-             transaction.state.log.num.partitions=2\n",
+             transaction.state.log.num.partitions=2\n\
+             broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=250\n",
             dir.path().join("data").display()
         );
         std::fs::write(dir.path().join("server.properties"), settings)?;

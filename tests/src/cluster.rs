@@ -342,9 +342,22 @@ impl Cluster {
             Some(front) => format!("http://{}", front.address()),
             None => self.url(),
         };
+        self.start_worker_of(&master, slots, memory).await
+    }
+
+    /// As [`Self::start_worker`], for the master at this URL, whether there is a proxy or not.
+    ///
+    /// # Errors
+    /// As [`Self::start_worker`].
+    pub async fn start_worker_of(
+        &mut self,
+        master: &str,
+        slots: usize,
+        memory: &str,
+    ) -> Result<usize> {
         let mut command = self.command("worker")?;
         command
-            .args(["--master", &master])
+            .args(["--master", master])
             .args(["--listen", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string()])
             .args(["--memory", memory]);

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use essaim_proto::v1::JobState;
 use essaim_tests::client::{Client, ended};
-use essaim_tests::cluster::Cluster;
+use essaim_tests::cluster::{Cluster, MEMORY};
 use essaim_tests::kafka::Topic;
 use essaim_tests::postgres::Database;
 use essaim_tests::{SOON, unique, wait_for};
@@ -99,6 +99,8 @@ async fn an_old_master_that_wakes_up_commits_nothing() -> Result<()> {
     let mut cluster = Cluster::start_behind_proxy(2, 2).await?;
     job.produce(0, 5000).await?;
     let (first, url) = (cluster.client().await?, cluster.url());
+    // It stays with the old master, which so has all that it needs to go on.
+    cluster.start_worker_of(&url, 2, MEMORY).await?;
     let id = job.submit(&first).await?;
     job.counts(1000).await?;
     // In the middle of its epochs.
@@ -129,6 +131,7 @@ async fn an_old_master_that_wakes_up_commits_nothing() -> Result<()> {
     job.holds(8000).await?;
     assert_eq!(job.database.value(&commits).await?, of_old);
     drop((woken, old));
+    cluster.kill_worker(2);
 
     // What it found is not what the next master reads.
     cluster.kill_master();
@@ -138,6 +141,34 @@ async fn an_old_master_that_wakes_up_commits_nothing() -> Result<()> {
     let client = cluster.client().await?;
     assert_eq!(client.get(&id).await?.state(), JobState::Running);
     client.cancel(&id).await?;
+    cluster.stop().await
+}
+
+#[tokio::test]
+async fn epochs_wait_for_a_worker_however_long() -> Result<()> {
+    let mut job = Job::new().await?;
+    job.sql.insert_str(0, "SET essaim.worker_timeout_s = 1;\n");
+    let mut cluster = Cluster::start(1, 2).await?;
+    let client = cluster.client().await?;
+    job.produce(0, 3000).await?;
+    let id = job.submit(&client).await?;
+    job.counts(500).await?;
+    // In the middle of its epochs.
+    cluster.kill_worker(0);
+    job.produce(3000, 4000).await?;
+    let log = cluster.dir().join("master-1.log");
+    wait_for("an epoch to wait beyond the time-out", SOON, async || {
+        let waits = fs::read_to_string(&log)?.contains("an epoch waits for a worker");
+        Ok(waits.then_some(()))
+    })
+    .await?;
+    let waiting = client.get(&id).await?;
+    assert_eq!(waiting.state(), JobState::Running);
+    assert!(waiting.message.contains("worker"), "{}", waiting.message);
+    cluster.add_worker(2, MEMORY).await?;
+    job.holds(4000).await?;
+    client.cancel(&id).await?;
+    client.wait_job(&id).await?;
     cluster.stop().await
 }
 

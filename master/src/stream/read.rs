@@ -18,7 +18,7 @@ use datafusion::execution::TaskContext;
 use essaim_common::connector::Split;
 use essaim_common::outputs::split_outputs;
 use essaim_common::stream::{Available, Offsets};
-use essaim_common::{Error, Result};
+use essaim_common::{Error, ErrorKind, Result};
 use essaim_proto::v1::EpochParams;
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
@@ -454,15 +454,16 @@ async fn read(
         }
     });
     if plan.tables.values().any(|read| read.start != read.end) && shared.registry.slots() == 0 {
-        job.handle
-            .update(|record| "waiting for a worker to register".clone_into(&mut record.message));
-        shared
-            .registry
-            .wait_for_worker(job.planner.worker_timeout())
-            .await?;
-        job.handle.update(|record| record.message.clear());
+        wait_for_worker(shared, job).await?;
     }
-    for (stage, spools) in try_join_all(runs).await?.into_iter().flatten() {
+    let outputs = try_join_all(runs).await.map_err(|error| {
+        // Its tasks found no worker in time: another epoch waits for one, however long that takes.
+        if error.kind() == ErrorKind::Exhausted && shared.registry.slots() == 0 {
+            return Error::unavailable(error.to_string());
+        }
+        error
+    })?;
+    for (stage, spools) in outputs.into_iter().flatten() {
         if let [input] = stage.inputs.as_slice() {
             inputs.put(*input, Input::Spools(spools));
             continue;
@@ -487,6 +488,28 @@ async fn read(
     let facts = stages.facts();
     drop(stop);
     Ok((inputs, facts))
+}
+
+/// Waits for a worker, without end: a stream goes on when one comes back.
+///
+/// # Errors
+/// The job is to stop; another master has taken over, and the workers with it.
+async fn wait_for_worker(shared: &Arc<Shared>, job: &Job) -> Result<()> {
+    job.handle
+        .update(|record| "waiting for a worker to register".clone_into(&mut record.message));
+    loop {
+        let waited = tokio::select! {
+            waited = shared.registry.wait_for_worker(job.planner.worker_timeout()) => waited,
+            () = job.handle.stop_requested() => {
+                return Err(Error::unavailable("stopped while there was no worker"));
+            }
+        };
+        let Err(error) = waited else { break };
+        shared.jobs.check_fence().await?;
+        tracing::warn!(job = %job.handle.id(), %error, "an epoch waits for a worker");
+    }
+    job.handle.update(|record| record.message.clear());
+    Ok(())
 }
 
 /// Puts splits together into at most `most` groups of about equal size; each becomes one task.

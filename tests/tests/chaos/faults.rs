@@ -137,7 +137,9 @@ impl Round {
                 steps.push((at, step));
             }
         }
-        steps.sort_by_key(|(at, _)| *at);
+        // An old master wakes when all else is well again, so that its successor can be seen to commit first.
+        let last = |step: &Step| matches!(step, Step::WakeOld | Step::KillOld);
+        steps.sort_by_key(|(at, step)| (last(step), *at));
         Self { faults, steps }
     }
 }

@@ -151,6 +151,19 @@ impl Chaos {
         client.cancel(&self.stage.job).await?;
         let job = client.wait_job(&self.stage.job).await?;
         ensure!(job.state() == JobState::Cancelled, "{}", job.message);
+        // What the job says of itself, beside what there was: the sinks are the judges, not this.
+        let totals = job.totals.unwrap_or_default();
+        println!(
+            "the job counted {} rows of {}, {} late of {}, {} dead letters of {}, {} starts",
+            totals.input_rows,
+            self.oracle.messages,
+            totals.late_rows,
+            // Both INSERTs with windows count them.
+            2 * self.oracle.late,
+            totals.records_dead_lettered,
+            self.oracle.dead.len(),
+            job.generation
+        );
         self.sinks
             .verify(&self.oracle, &self.stage.postgres, true)
             .await

@@ -105,8 +105,8 @@ impl Stage {
                 self.monitor.follow(self.cluster.url());
             }
             Step::WakeOld => {
-                // It may not get that far while something else is away.
-                self.monitor.next_epoch(SOON / 2).await;
+                // Also if it does not get that far: then the verification says why.
+                self.monitor.next_epoch(SOON).await;
                 let old = self.old_master.as_ref().context("no master is stopped")?;
                 old.signal(Signal::SIGCONT)?;
             }
