@@ -260,15 +260,17 @@ async fn a_failed_epoch_leaves_nothing_and_the_next_try_writes_it() {
     assert_eq!(committed(&brokers(), &topic), expected([0]));
 }
 
-/// Commits an epoch, again if a producer that was given up still had its say, as a job does.
-async fn commit(sink: &Arc<dyn StreamSink>, epoch: u64) -> u64 {
-    let committed = wait_for("the commit", SOON, async || {
-        match sink.commit(epoch, stream(vec![batch(epoch, ROWS)])).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable => Ok(None),
-            done => Ok(Some(done?)),
-        }
+/// Tries again while a producer that was given up still has its say, as a job does.
+async fn again<T, C: Future<Output = essaim_common::Result<T>>>(call: impl Fn() -> C) -> T {
+    let done = wait_for("the producer", SOON, async || match call().await {
+        Err(error) if error.kind() == ErrorKind::Unavailable => Ok(None),
+        done => Ok(Some(done?)),
     });
-    committed.await.unwrap()
+    done.await.unwrap()
+}
+
+async fn commit(sink: &Arc<dyn StreamSink>, epoch: u64) -> u64 {
+    again(|| sink.commit(epoch, stream(vec![batch(epoch, ROWS)]))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +283,7 @@ async fn random_deaths_lose_and_repeat_nothing() {
         let mut sink = job.sink(generation).await;
         let mut next = 0;
         let mut left_behind: Vec<BoxFuture<'static, ()>> = Vec::new();
-        sink.begin().await.unwrap();
+        again(|| sink.begin()).await;
         for _ in 0..25 {
             match random.random_range(0..5) {
                 // Its master dies after the commit, before it has noted it.
@@ -289,9 +291,8 @@ async fn random_deaths_lose_and_repeat_nothing() {
                     commit(&sink, next).await;
                     generation += 1;
                     sink = job.sink(generation).await;
-                    assert_eq!(sink.begin().await.unwrap(), Some(next));
-                    let again = stream(vec![batch(next, ROWS)]);
-                    assert_eq!(sink.commit(next, again).await.unwrap(), 0);
+                    assert_eq!(again(|| sink.begin()).await, Some(next));
+                    assert_eq!(commit(&sink, next).await, 0);
                     next += 1;
                 }
                 // It dies in the middle, and comes back when its successor is at work.
@@ -307,7 +308,7 @@ async fn random_deaths_lose_and_repeat_nothing() {
                     }));
                     generation += 1;
                     sink = job.sink(generation).await;
-                    assert_eq!(sink.begin().await.unwrap(), next.checked_sub(1));
+                    assert_eq!(again(|| sink.begin()).await, next.checked_sub(1));
                 }
                 // The epoch is given up in the middle.
                 2 => {
@@ -317,7 +318,7 @@ async fn random_deaths_lose_and_repeat_nothing() {
                         taken = taken => taken.unwrap(),
                     }
                 }
-                3 => assert_eq!(sink.begin().await.unwrap(), next.checked_sub(1)),
+                3 => assert_eq!(again(|| sink.begin()).await, next.checked_sub(1)),
                 _ => {
                     assert_eq!(commit(&sink, next).await, 50);
                     next += 1;
