@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Row, ValueRef};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use url::Url;
 
@@ -296,17 +297,29 @@ impl PrivateServer {
         Ok(PgConnection::connect(&self.url).await?)
     }
 
-    /// Kills it with SIGKILL, its backends with it, so that no connection goes on.
+    /// Kills it with SIGKILL, its backends with it, so that no connection goes on. All of them are gone when this
+    /// returns: the next server would not start beside a process that still holds the shared memory of this one.
     ///
     /// # Errors
-    /// It was killed before.
+    /// It was killed before; a backend does not end.
     pub fn kill(&mut self) -> Result<()> {
         let process = self.process.take().context("it was killed before")?;
-        let children = children(process.pid())?;
+        let pid = process.pid();
+        // So that no backend is born meanwhile.
+        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGSTOP)?;
+        let children = children(pid)?;
         drop(process);
-        for child in children {
+        for child in &children {
             // One that has ended by itself is as good.
-            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(*child), Signal::SIGKILL);
+        }
+        let deadline = Instant::now() + SOON;
+        while let Some(left) = children.iter().find(|child| is_alive(**child)) {
+            ensure!(
+                Instant::now() < deadline,
+                "process {left} of the server does not end"
+            );
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
@@ -339,21 +352,28 @@ fn command(program: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// The state of a process and its parent; `None` if there is no such process.
+fn state_and_parent(pid: i32) -> Option<(String, u32)> {
+    // "PID (NAME) STATE PARENT …", where the name may hold anything.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut after_name = stat.rsplit(')').next()?.split_whitespace();
+    let state = after_name.next()?.to_owned();
+    Some((state, after_name.next()?.parse().ok()?))
+}
+
+/// Whether a process runs. One that has ended and waits for its parent to notice does not.
+fn is_alive(pid: i32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
+}
+
 /// The processes whose parent is `parent`, from `/proc/*/stat`.
 fn children(parent: u32) -> Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        // "PID (NAME) STATE PARENT …", where the name may hold anything.
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        if after_name.split_whitespace().nth(1) == Some(&parent.to_string()) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
+    let pids = std::fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    Ok(pids
+        .filter(|pid| state_and_parent(*pid).is_some_and(|(_, of)| of == parent))
+        .collect())
 }
 
 /// A program of an installed PostgreSQL: on the PATH, or where Debian puts it.

@@ -10,6 +10,11 @@ const LEAST: u64 = 1_000;
 const MOST: u64 = 20_000_000;
 /// Where the trigger is shorter: below it the fixed cost of an epoch outweighs its rows when catching up.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// Where finishing takes long, as it does with many groups to write: what it costs hardly depends on the rows read, so
+/// reading takes as many times as long as finishing, and both go on side by side.
+const FINISHES: u32 = 3;
+/// However long finishing takes.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// The limit of the next epoch, for all partitions together.
 #[derive(Debug, Clone)]
@@ -32,13 +37,15 @@ impl Pace {
         self.limit
     }
 
-    /// An epoch of so many offsets took so long. Only one that was as large as it might be says how large the next
-    /// should be; it grows to at most four times and shrinks to at least a quarter.
-    pub fn learn(&mut self, offsets: u64, took: Duration) {
+    /// Reading an epoch of so many offsets took so long, and finishing the last one `finishing`. Only an epoch that was
+    /// as large as it might be says how large the next should be; it grows to at most four times and shrinks to at
+    /// least a quarter.
+    pub fn learn(&mut self, offsets: u64, took: Duration, finishing: Duration) {
         if offsets * 2 < self.limit {
             return;
         }
-        let per_target = offsets as f64 * self.target.as_secs_f64() / took.as_secs_f64().max(1e-3);
+        let target = self.target.max((finishing * FINISHES).min(LONGEST));
+        let per_target = offsets as f64 * target.as_secs_f64() / took.as_secs_f64().max(1e-3);
         let next = (per_target as u64).clamp(self.limit / 4, self.limit.saturating_mul(4));
         self.limit = next.clamp(LEAST, MOST);
     }
@@ -101,15 +108,26 @@ mod tests {
     #[test]
     fn a_full_epoch_teaches_and_a_small_one_does_not() {
         let mut pace = Pace::new(Duration::from_millis(50));
-        pace.learn(10, Duration::from_millis(5));
+        let quick = Duration::from_millis(1);
+        pace.learn(10, Duration::from_millis(5), quick);
         assert_eq!(pace.limit(), FIRST);
-        pace.learn(FIRST, Duration::from_millis(500));
+        pace.learn(FIRST, Duration::from_millis(500), quick);
         assert_eq!(pace.limit(), 2 * FIRST);
-        pace.learn(2 * FIRST, Duration::from_secs(100));
+        pace.learn(2 * FIRST, Duration::from_secs(100), quick);
         assert_eq!(
             pace.limit(),
             FIRST / 2,
             "a stall does not shrink it to nothing"
         );
+    }
+
+    #[test]
+    fn an_epoch_that_is_long_in_finishing_reads_more() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        let second = Duration::from_secs(1);
+        pace.learn(FIRST, second, second);
+        assert_eq!(pace.limit(), 3 * FIRST);
+        pace.learn(3 * FIRST, 10 * second, 60 * second);
+        assert_eq!(pace.limit(), 3 * FIRST, "no longer than ten seconds");
     }
 }

@@ -163,7 +163,8 @@ impl Reader {
             .values()
             .map(|read| pace::distance(&read.start, &read.end))
             .sum();
-        self.pace.learn(offsets, started.elapsed());
+        self.pace
+            .learn(offsets, started.elapsed(), self.finishing());
         let watermarks = self.job.plan.inserts.iter().map(|insert| {
             let of = |times| watermark::of_tables(times, &insert.tables);
             let marks = Watermarks {
@@ -209,6 +210,15 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// How long the last epoch took to finish.
+    fn finishing(&self) -> Duration {
+        let ms = self.job.handle.read(|record| {
+            let last = record.epochs.back()?;
+            last.durations_ms.get("process").copied()
+        });
+        Duration::from_secs_f64(ms.unwrap_or_default() / 1000.0)
     }
 
     fn params(&self, epoch: u64, before: &BTreeMap<String, TableTimes>) -> EpochParams {
