@@ -1,6 +1,7 @@
 //! The command line: one binary that is a master, a worker, a whole cluster or a client.
 
 mod client;
+mod config;
 mod demo;
 mod epoch_text;
 #[cfg(test)]
@@ -35,6 +36,9 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "essaim", version = essaim_proto::VERSION, after_help = EXIT_CODES)]
 struct Cli {
+    /// A TOML file with the tables [master], [worker] and [client]; its keys are their flags.
+    #[arg(long, global = true, env = "ESSAIM_CONFIG", value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -69,10 +73,15 @@ enum Command {
     /// End a job at once.
     #[command(after_help = EXIT_CODES)]
     Cancel(jobs::CancelArgs),
+    /// Show which settings are in force, and whether they come from a file, the environment or a flag.
+    Config(config::ConfigArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(failure) => return client::report(&failure.into()),
+    };
     logging::init(&cli.command.logging());
     let done = runtime(&cli.command)
         .map_err(anyhow::Error::from)
@@ -118,6 +127,7 @@ impl Command {
             Self::Status(args) => client::interruptible(jobs::status(args)).await,
             Self::Stop(args) => client::interruptible(jobs::stop(args)).await,
             Self::Cancel(args) => client::interruptible(jobs::cancel(args)).await,
+            Self::Config(args) => config::show(&args),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::logging::{LogFormat, Logging};
 use crate::sql;
 use anyhow::Result;
+use essaim_common::access::{self, Access, DEFAULT_ENV_PREFIXES};
 use essaim_master::{Master, MasterConfig};
 use essaim_worker::{Worker, WorkerConfig};
 use std::io::Write;
@@ -26,6 +27,12 @@ pub struct MasterArgs {
     /// What the master's own operators may hold in memory.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// What the names of variables begin with that jobs may use as ${NAME}.
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',', default_value = DEFAULT_ENV_PREFIXES)]
+    env_prefixes: Vec<String>,
+    /// Folders and s3://bucket/path below which jobs may read and write files; none for no files [default: anywhere].
+    #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
+    file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -68,6 +75,9 @@ pub struct WorkerArgs {
     /// What all tasks together may hold in memory before they spill to disk.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// Folders and s3://bucket/path below which jobs may read and write files; none for no files [default: anywhere].
+    #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
+    file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -101,6 +111,10 @@ pub struct LocalArgs {
 /// An address that is taken, a state dir that cannot be opened.
 pub async fn master(args: MasterArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    limit(
+        Access::new(&args.env_prefixes, &args.file_roots)?,
+        args.listen,
+    )?;
     let master = Master::start(args.config()).await?;
     match master.http_address() {
         Some(http) => announce(&format!("grpc {} http {http}", master.address()))?,
@@ -121,6 +135,8 @@ pub async fn master(args: MasterArgs) -> Result<()> {
 /// An address that is taken, a master that refuses this worker.
 pub async fn worker(args: WorkerArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    // Variables are filled in by the master.
+    limit(Access::new(&[], &args.file_roots)?, args.listen)?;
     let config = WorkerConfig {
         master: args.master,
         listen: args.listen,
@@ -149,6 +165,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
 /// What the SQL ends with.
 pub async fn local(args: LocalArgs) -> Result<()> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    access::limit(Access::unlimited())?;
     let state = tempfile::Builder::new().prefix("essaim-").tempdir()?;
     let master = Master::start(MasterConfig {
         listen: loopback,
@@ -185,6 +202,16 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         _ = tokio::signal::ctrl_c() => {}
     }
     done
+}
+
+/// Says what jobs may use of this process, and warns if that is every file.
+fn limit(access: Access, listen: SocketAddr) -> Result<()> {
+    if !access.confines_files() && !listen.ip().is_loopback() {
+        tracing::warn!(
+            "whoever may submit a job can read and write every file that this process can: name folders with --file-roots"
+        );
+    }
+    Ok(access::limit(access)?)
 }
 
 /// One line on standard output, so that whoever asked for port 0 learns the address.

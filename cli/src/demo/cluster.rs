@@ -88,6 +88,7 @@ impl Cluster {
             .args(["--http", &self.http.to_string()])
             .arg("--state-dir")
             .arg(self.folder.join("state"))
+            .args(["--env-prefixes", "DEMO_"])
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         let mut master = group.spawn(&name, command, Signal::SIGKILL, &self.folder)?;
         let line = master.line().await?;
@@ -193,5 +194,11 @@ fn kill(mut process: Process, role: &str) -> Result<u32> {
 fn command(binary: &Path, role: &str, folder: &Path) -> Command {
     let mut command = Command::new(binary);
     command.arg(role).env("TMPDIR", folder.join("tmp"));
+    // What is meant for a cluster of the user's own is not for this one.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ESSAIM_") && name != "ESSAIM_LOG" {
+            command.env_remove(name);
+        }
+    }
     command
 }

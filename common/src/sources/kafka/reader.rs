@@ -306,7 +306,12 @@ impl SplitScan {
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => match self.judge(&error) {
-                    Trouble::Passing => last_error = Some(reason(&error)),
+                    Trouble::Passing => {
+                        if let Some(refused) = self.refused(consumer, next) {
+                            return Err(refused);
+                        }
+                        last_error = Some(reason(&error));
+                    }
                     _ if !fresh => {
                         (fresh, settled) = (true, false);
                         self.assign(consumer, next)?;
@@ -419,6 +424,16 @@ impl SplitScan {
         }
         // Beyond the partition's end there is nothing either.
         Ok(if low > next { low } else { range.end })
+    }
+
+    /// Why the brokers and this worker do not talk, if they never will by these certificates. Another worker may have
+    /// others, so it is worth another attempt.
+    fn refused(&self, consumer: &BaseConsumer<Context>, next: i64) -> Option<Error> {
+        let refusal = consumer.context().refusal()?;
+        let brokers = &self.plan.connection.brokers;
+        refusal
+            .is_final()
+            .then(|| Error::unavailable(refusal.error(self.at(next), brokers).to_string()))
     }
 
     fn judge(&self, error: &KafkaError) -> Trouble {
