@@ -200,8 +200,7 @@ fn wrong_variable(error: &clap::Error) -> Option<Failure> {
             let value = std::env::var(&name).ok()?;
             let why = refusal(&command, arg, &value)?;
             // What clap complained about, and not a variable of another command.
-            (error.to_string().starts_with(&why) || error.to_string().contains(&why))
-                .then_some((name, why))
+            (one_line(error) == why).then_some((name, why))
         })
     })?;
     Some(Failure::Usage(format!("the variable {name}: {why}")))
@@ -228,10 +227,15 @@ fn refusal(command: &Command, arg: &Arg, value: &str) -> Option<String> {
     if !about_value {
         return None;
     }
+    Some(one_line(&error))
+}
+
+/// Clap's words without the usage that follows them.
+fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let end = text.find("\n\nFor more").unwrap_or(text.len());
-    let line = text[..end].trim_start_matches("error: ").trim();
-    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+    let line = text[..end].trim_start_matches("error: ");
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Variables that look like ours but are none, each with what may have been meant.

@@ -58,6 +58,13 @@ fn every_flag_has_a_key_and_a_variable() {
 }
 
 #[test]
+fn the_command_line_stays_consistent_with_a_file_under_it() {
+    let file = file("[master]\nmemory = \"1GiB\"\n[client]\nmaster = \"http://m:1\"\n").unwrap();
+    let cli = for_each_role(Cli::command(), with_environment);
+    for_each_role(cli, |command, role| file.put_into(command, role)).debug_assert();
+}
+
+#[test]
 fn keys_are_flags_with_dashes_or_underscores() {
     let file = file(
         "[master]\nstate-dir = \"s3://b/state\"\nmemory = 1073741824\nfile_roots = [\"/tmp\", \"s3://b\"]\n\

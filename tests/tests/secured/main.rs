@@ -3,6 +3,7 @@
 mod files;
 mod kafka;
 mod postgres;
+mod s3;
 
 use anyhow::Result;
 use essaim_tests::client::Client;

@@ -71,9 +71,10 @@ fn options_for(location: &Secret, access: &Access) -> Result<PgConnectOptions> {
         None => wrong(),
     })?;
     options = parameters.apply(options)?;
-    // The driver would send the password of the process itself to whatever server a job names.
+    // The driver would send the password of the process itself to whatever server a job names. That of ~/.pgpass goes to
+    // its own server only.
     let named = url.password().is_some() || parameters.password;
-    if !named && std::env::var_os("PGPASSWORD").is_some() && !access.allows_variable("PGPASSWORD") {
+    if !named && std::env::var_os("PGPASSWORD").is_some() {
         options = options.password("");
     }
     Ok(options
