@@ -5,6 +5,7 @@
 //! carry plans and rows between processes, [`session`] sets up the engine the same on both sides.
 
 pub mod access;
+pub mod bad_records;
 pub mod broadcast;
 pub mod codec;
 mod confined;
