@@ -1,5 +1,6 @@
 //! Who is in the cluster: workers with their leases and slots, and who waits for a slot.
 
+use essaim_common::net::{Link, Peers};
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::tasks_client::TasksClient;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -24,7 +24,7 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The client of a worker's tasks; cheap to clone, one connection a worker.
-pub type TaskClient = TasksClient<Channel>;
+pub type TaskClient = TasksClient<Link>;
 
 /// A worker as others may see it.
 #[derive(Debug, Clone, Serialize)]
@@ -74,14 +74,30 @@ struct State {
 }
 
 /// The cluster's members.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    /// The way to them.
+    peers: Peers,
     state: Mutex<State>,
     /// A worker came, left or drains. Not told of slots that come and go.
     members_changed: Notify,
 }
 
 impl Registry {
+    /// Nobody is in the cluster yet; whoever comes is reached as `peers` says.
+    pub fn new(peers: Peers) -> Self {
+        Self {
+            peers,
+            state: Mutex::default(),
+            members_changed: Notify::new(),
+        }
+    }
+
+    /// The way to the members.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     /// Takes a worker in, or renews one that lost its master for a moment.
     ///
     /// # Errors
@@ -101,26 +117,19 @@ impl Registry {
                 request.worker_id
             )));
         }
-        let endpoint = Endpoint::from_shared(request.address.clone())
-            .map_err(|e| {
-                Error::invalid(format!(
-                    "worker {} gives {} as its address: {e}; start it with --advertise http://HOST:PORT",
-                    request.worker_id, request.address
-                ))
-            })?
-            .connect_timeout(Duration::from_secs(3))
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20)
-            .tcp_nodelay(true);
+        let link = self.peers.link(&request.address).map_err(|error| {
+            error.context(format!(
+                "worker {} cannot be reached by the address that it gives (its --advertise)",
+                request.worker_id
+            ))
+        })?;
         let mut state = self.state.lock();
         if let Some(known) = state.members.get_mut(&request.worker_id) {
             known.last_heartbeat = Instant::now();
             return Ok(());
         }
         tracing::info!(worker = %request.worker_id, address = %request.address, slots = request.slots, "joined");
-        let client = TasksClient::new(endpoint.connect_lazy())
+        let client = TasksClient::new(link)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         state.members.insert(
@@ -233,8 +242,8 @@ impl Registry {
         };
         // A dying process may still accept connections: only an answer counts.
         let reached = async {
-            let channel = Endpoint::from_shared(address).ok()?.connect().await.ok()?;
-            HealthClient::new(channel)
+            let link = self.peers.connect(&address).await.ok()?;
+            HealthClient::new(link)
                 .check(HealthCheckRequest::default())
                 .await
                 .ok()
@@ -451,9 +460,17 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use essaim_common::net::{ClusterSecret, Identity};
+
+    fn empty() -> Arc<Registry> {
+        let secret = ClusterSecret::generate().unwrap();
+        Arc::new(Registry::new(
+            Peers::new(&Identity::default(), secret).unwrap(),
+        ))
+    }
 
     fn registry(workers: &[(&str, u32)]) -> Arc<Registry> {
-        let registry = Arc::new(Registry::default());
+        let registry = empty();
         for (id, slots) in workers {
             registry
                 .register(RegisterRequest {
@@ -518,7 +535,7 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let error = Arc::new(Registry::default())
+        let error = empty()
             .register(RegisterRequest {
                 worker_id: "w".to_owned(),
                 address: "http://127.0.0.1:1".to_owned(),
