@@ -11,6 +11,7 @@ mod job_text;
 mod jobs;
 mod logging;
 mod progress;
+mod security;
 mod serve;
 mod sql;
 mod text;
@@ -29,7 +30,7 @@ Exit codes:
   1    the job or query failed or was cancelled
   2    wrong usage
   3    the master cannot be reached
-  4    the master refused the request: invalid SQL, no such job
+  4    the master refused the request: invalid SQL, no such job, not allowed
   130  interrupted";
 
 /// SQL over Kafka, Postgres and files, on one master and many workers.

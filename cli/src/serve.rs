@@ -1,6 +1,8 @@
 //! The servers: a master, a worker, or a whole cluster in this process.
 
+use crate::client::MasterAddress;
 use crate::logging::{LogFormat, Logging};
+use crate::security::{GateArgs, TlsArgs, TokenArgs};
 use crate::sql;
 use anyhow::Result;
 use essaim_common::access::{self, Access, DEFAULT_ENV_PREFIXES};
@@ -36,6 +38,10 @@ pub struct MasterArgs {
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 impl MasterArgs {
@@ -54,6 +60,7 @@ impl MasterArgs {
             http: Some(self.http),
             state_dir: self.state_dir.clone(),
             memory_bytes: self.memory.0,
+            security: self.gate.master(&self.tls),
         }
     }
 }
@@ -81,6 +88,12 @@ pub struct WorkerArgs {
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 impl WorkerArgs {
@@ -138,6 +151,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
     // Variables are filled in by the master.
     limit(Access::new(&[], &args.file_roots)?, args.listen)?;
     let config = WorkerConfig {
+        security: args.gate.worker(&args.tls, &args.token)?,
         master: args.master,
         listen: args.listen,
         advertise: args.advertise,
@@ -192,6 +206,7 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         "a master at {address} and {} workers of {slots} slots in this process",
         workers.len()
     );
+    let address = MasterAddress::plain(&address);
     let done = sql::run_at(&address, args.input, &greeting).await;
     let stop = async {
         futures::future::join_all(workers.into_iter().map(Worker::drain)).await;

@@ -2,6 +2,7 @@
 
 use crate::events::{EventKind, Events, Severity};
 use crate::jobs::model::now_ms;
+use essaim_common::net::{Link, Peers};
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::tasks_client::TasksClient;
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use serde::Serialize;
@@ -27,7 +27,7 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The client of a worker's tasks; cheap to clone, one connection a worker.
-pub type TaskClient = TasksClient<Channel>;
+pub type TaskClient = TasksClient<Link>;
 
 /// How long a worker that was given up is remembered.
 const LOST_KEPT: Duration = Duration::from_secs(600);
@@ -156,8 +156,10 @@ impl Member {
 }
 
 /// The cluster's members.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    /// The way to them.
+    peers: Peers,
     state: Mutex<State>,
     /// A worker came, left or drains. Not told of slots that come and go.
     members_changed: Notify,
@@ -165,12 +167,19 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Nobody yet; who comes and goes is written to `events`.
-    pub fn new(events: Arc<Events>) -> Self {
+    /// Nobody is in the cluster yet; who comes and goes is written to `events`, and is reached as `peers` says.
+    pub fn new(events: Arc<Events>, peers: Peers) -> Self {
         Self {
             events,
-            ..Self::default()
+            peers,
+            state: Mutex::default(),
+            members_changed: Notify::new(),
         }
+    }
+
+    /// The way to the members.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Takes a worker in, or renews one that lost its master for a moment.
@@ -192,19 +201,12 @@ impl Registry {
                 request.worker_id
             )));
         }
-        let endpoint = Endpoint::from_shared(request.address.clone())
-            .map_err(|e| {
-                Error::invalid(format!(
-                    "worker {} gives {} as its address: {e}; start it with --advertise http://HOST:PORT",
-                    request.worker_id, request.address
-                ))
-            })?
-            .connect_timeout(Duration::from_secs(3))
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20)
-            .tcp_nodelay(true);
+        let link = self.peers.link(&request.address).map_err(|error| {
+            error.context(format!(
+                "worker {} cannot be reached by the address that it gives (its --advertise)",
+                request.worker_id
+            ))
+        })?;
         let mut state = self.state.lock();
         if let Some(known) = state.members.get_mut(&request.worker_id) {
             known.last_heartbeat = Instant::now();
@@ -224,7 +226,7 @@ impl Registry {
         // One that was given up while it was out of reach is back.
         state.lost.retain(|lost| lost.info.id != request.worker_id);
         tracing::info!(worker = %request.worker_id, address = %request.address, slots = request.slots, "joined");
-        let client = TasksClient::new(endpoint.connect_lazy())
+        let client = TasksClient::new(link)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         state.members.insert(
@@ -387,8 +389,8 @@ impl Registry {
         };
         // A dying process may still accept connections: only an answer counts.
         let reached = async {
-            let channel = Endpoint::from_shared(address).ok()?.connect().await.ok()?;
-            HealthClient::new(channel)
+            let link = self.peers.connect(&address).await.ok()?;
+            HealthClient::new(link)
                 .check(HealthCheckRequest::default())
                 .await
                 .ok()
@@ -620,9 +622,16 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use essaim_common::net::{ClusterSecret, Identity};
+
+    fn empty() -> Arc<Registry> {
+        let secret = ClusterSecret::generate().unwrap();
+        let peers = Peers::new(&Identity::default(), secret).unwrap();
+        Arc::new(Registry::new(Arc::default(), peers))
+    }
 
     fn registry(workers: &[(&str, u32)]) -> Arc<Registry> {
-        let registry = Arc::new(Registry::default());
+        let registry = empty();
         for (id, slots) in workers {
             registry
                 .register(RegisterRequest {
@@ -687,7 +696,7 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let error = Arc::new(Registry::default())
+        let error = empty()
             .register(RegisterRequest {
                 worker_id: "w".to_owned(),
                 address: "http://127.0.0.1:1".to_owned(),

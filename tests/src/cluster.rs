@@ -84,7 +84,10 @@ impl Process {
     }
 
     /// The first line that it wrote on standard output.
-    async fn first_line(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// It ended or wrote none in time; the end of its log is in the message.
+    pub async fn first_line(&mut self) -> Result<String> {
         let (stdout, log, name) = (self.stdout.clone(), self.log.clone(), self.name.clone());
         let child = &mut self.child;
         let mut ended = None;

@@ -25,6 +25,12 @@ impl Cluster for ClusterService {
         Ok(Response::new(RegisterResponse {
             heartbeat_ms: HEARTBEAT.as_millis() as u64,
             lease_ms: LEASE.as_millis() as u64,
+            secret: self
+                .0
+                .peers()
+                .secret()
+                .current()
+                .map_or_else(String::new, |secret| secret.expose().to_owned()),
         }))
     }
 
