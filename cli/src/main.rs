@@ -33,7 +33,7 @@ Exit codes:
 
 /// SQL over Kafka, Postgres and files, on one master and many workers.
 #[derive(Debug, Parser)]
-#[command(name = "essaim", version = essaim_proto::VERSION, after_help = EXIT_CODES)]
+#[command(name = "essaim", version = essaim_proto::VERSION.as_str(), after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -10,11 +10,13 @@ pub mod plan;
 pub mod registry;
 mod run;
 pub mod scheduler;
+pub mod shares;
 pub mod stream;
 
 use crate::api::cluster::ClusterService;
 use crate::api::jobs::JobsService;
 use crate::jobs::Jobs;
+use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::{Error, Result, session};
@@ -27,7 +29,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
@@ -35,8 +36,9 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-/// Submitted batch jobs that run at a time; each holds connections of its own. The others stay queued.
-const MAX_RUNNING_JOBS: usize = 32;
+/// Submitted batch jobs that run at a time, and as many queries of clients; each holds connections of its own. The others
+/// stay queued.
+const MAX_RUNNING: usize = 32;
 /// How long a stopping master waits for what is under way.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -71,8 +73,10 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) jobs: Jobs,
     pub(crate) runtime: Arc<RuntimeEnv>,
-    /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
-    pub(crate) running_jobs: Semaphore,
+    /// Where submitted batch jobs wait for their turn.
+    pub(crate) job_queue: Arc<Queue>,
+    /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
+    pub(crate) query_queue: Arc<Queue>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -116,11 +120,14 @@ impl Master {
             registry: Arc::new(Registry::default()),
             jobs,
             runtime: session::runtime(config.memory_bytes)?,
-            running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
+            job_queue: Queue::new(MAX_RUNNING),
+            query_queue: Queue::new(MAX_RUNNING),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
         shared.spawn(Arc::clone(&shared.registry).watch_leases());
+        let own = Arc::clone(&shared);
+        shared.spawn(async move { own.jobs.watch_fence().await });
         for job in open {
             tracing::info!(job = %job.id(), "taken up again");
             shared.spawn(batch::run(Arc::clone(&shared), job));

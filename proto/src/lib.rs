@@ -15,8 +15,9 @@ pub mod v1 {
         include_bytes!(concat!(env!("OUT_DIR"), "/essaim.v1.bin"));
 }
 
-/// The version that a master and its workers must share.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+mod version;
+
+pub use version::{PROTOCOL, VERSION, Version};
 
 /// The largest message that any Essaim listener takes, in bytes.
 ///

@@ -3,6 +3,7 @@
 mod epochs;
 pub mod handle;
 pub mod model;
+pub mod queue;
 pub mod state_dir;
 mod store;
 
@@ -10,12 +11,14 @@ use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobKind, JobRecord, JobState, now_ms};
 use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// Jobs that wait or run at a time; one more is refused.
 const MAX_OPEN_JOBS: usize = 1_000;
@@ -25,6 +28,9 @@ const MAX_ENDED_JOBS: usize = 1_000;
 /// Ended queries of clients that are remembered: they must not push jobs out.
 const MAX_ENDED_QUERIES: usize = 100;
 
+/// How often a master looks whether the state dir is still its own: two small requests.
+const FENCE_CHECK: Duration = Duration::from_secs(2);
+
 /// What removes the checkpoint of a streaming job that is forgotten, given the job's id.
 type RemoveCheckpoint = Box<dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -33,6 +39,8 @@ pub struct Jobs {
     store: Store,
     /// By id. Ids sort by the time of the first submission.
     known: Mutex<BTreeMap<String, Entry>>,
+    /// Why this master owns the state dir no longer, once that is so.
+    taken_over: watch::Sender<Option<Error>>,
     remove_checkpoint: OnceLock<RemoveCheckpoint>,
 }
 
@@ -105,6 +113,7 @@ impl Jobs {
         let jobs = Self {
             store,
             known: Mutex::new(known),
+            taken_over: watch::Sender::new(None),
             remove_checkpoint: OnceLock::new(),
         };
         Ok((jobs, open))
@@ -121,6 +130,30 @@ impl Jobs {
     /// Another master has taken it over (`Invalid`); it is out of reach.
     pub async fn check_fence(&self) -> Result<()> {
         self.store.check_fence().await
+    }
+
+    /// Looks whether another master has taken the state dir over, until one has: this master's jobs end then, instead of
+    /// going on beside the other's with nothing that they may commit.
+    pub async fn watch_fence(&self) {
+        loop {
+            tokio::time::sleep(FENCE_CHECK).await;
+            if let Err(error) = self.check_fence().await
+                && error.kind() == ErrorKind::Invalid
+            {
+                tracing::error!(%error, "the jobs of this master end");
+                self.taken_over.send_replace(Some(error));
+                return;
+            }
+        }
+    }
+
+    /// Returns once [`Self::watch_fence`] has found another master.
+    pub async fn taken_over(&self) -> Error {
+        let mut seen = self.taken_over.subscribe();
+        let found = seen.wait_for(Option::is_some).await;
+        // The sender is ours, so it is there.
+        let found = found.ok().and_then(|error| error.clone());
+        found.unwrap_or_else(|| Error::internal("nobody looks after the state dir"))
     }
 
     /// Names what removes the checkpoint of a streaming job, given its id, when the job is forgotten. Only the first

@@ -89,6 +89,9 @@ pub struct JobRecord {
     /// Of all epochs of a streaming job, also those before a restart.
     #[serde(default)]
     pub totals: EpochTotals,
+    /// Of a queued job that waits for others to end: 1 for the one that is next; 0 otherwise.
+    #[serde(skip)]
+    pub queue_position: u32,
     /// The last [`MAX_EPOCHS_KEPT`] epochs, by number. Shared, because records are copied.
     #[serde(skip)]
     pub epochs: VecDeque<Arc<EpochProgress>>,
@@ -174,6 +177,7 @@ impl JobRecord {
             previous_sql: None,
             stop_requested: false,
             totals: EpochTotals::default(),
+            queue_position: 0,
             epochs: VecDeque::new(),
         }
     }
@@ -249,6 +253,7 @@ impl JobRecord {
             } as i32,
             last_epoch: last_epoch.map(|epoch| epoch.to_proto(with_queries)),
             totals: is_streaming.then(|| self.totals.to_proto()),
+            queue_position: self.queue_position,
         }
     }
 }
