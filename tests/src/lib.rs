@@ -7,6 +7,7 @@ pub mod broker;
 pub mod client;
 pub mod cluster;
 pub mod kafka;
+pub mod load;
 pub mod postgres;
 pub mod proxy;
 pub mod sql;
