@@ -361,7 +361,7 @@ mod tests {
         cluster.want("a", 1000);
         cluster.want("b", 1000);
         // A task of `a` takes ten times as long as one of `b`.
-        let (mut a, mut b) = (0.0, 0.0);
+        let (mut a, mut b) = (0.0_f64, 0.0_f64);
         while a + b < 300.0 {
             if cluster.holds("a") == 1 {
                 a += 10.0;

@@ -13,30 +13,30 @@ pub const PROTOCOL: u32 = 1;
 /// The version of this software.
 pub static VERSION: Version = Version::new(env!("CARGO_PKG_VERSION"));
 
+/// What stands before the version in the binary.
+const MARK: &[u8; 16] = b"essaim-version: ";
+/// How many bytes a version has at most, the rest being zeros.
+const WIDTH: usize = 32;
+
 /// A version as text.
 ///
 /// It stands in the binary once, in a place of fixed width behind a mark. So a test has a binary of another version
 /// without a second build: it copies this one and writes another version there.
-pub struct Version([u8; Version::MARK.len() + Version::WIDTH]);
+pub struct Version([u8; MARK.len() + WIDTH]);
 
 impl Version {
-    /// What stands before the version in the binary.
-    pub const MARK: &[u8; 16] = b"essaim-version: ";
-    /// How many bytes a version has at most, the rest being zeros.
-    pub const WIDTH: usize = 32;
-
     const fn new(version: &str) -> Self {
         let version = version.as_bytes();
-        assert!(version.len() <= Self::WIDTH, "the version is too long");
-        let mut bytes = [0; Self::MARK.len() + Self::WIDTH];
+        assert!(version.len() <= WIDTH, "the version is too long");
+        let mut bytes = [0; MARK.len() + WIDTH];
         let mut at = 0;
-        while at < Self::MARK.len() {
-            bytes[at] = Self::MARK[at];
+        while at < MARK.len() {
+            bytes[at] = MARK[at];
             at += 1;
         }
         let mut at = 0;
         while at < version.len() {
-            bytes[Self::MARK.len() + at] = version[at];
+            bytes[MARK.len() + at] = version[at];
             at += 1;
         }
         Self(bytes)
@@ -45,9 +45,9 @@ impl Version {
     /// The text, e.g. `1.2.3`.
     pub fn as_str(&self) -> &str {
         // What the binary holds when it runs, not what the compiler knows of it.
-        let version = &std::hint::black_box(&self.0)[Self::MARK.len()..];
+        let version = &std::hint::black_box(&self.0)[MARK.len()..];
         let end = version.iter().position(|byte| *byte == 0);
-        std::str::from_utf8(&version[..end.unwrap_or(Self::WIDTH)]).unwrap_or("unknown")
+        std::str::from_utf8(&version[..end.unwrap_or(WIDTH)]).unwrap_or("unknown")
     }
 }
 

@@ -1,8 +1,8 @@
 //! Software of two versions in one cluster, and two masters of one state dir: an upgrade costs nobody a row.
 
 use anyhow::{Context, Result, ensure};
+use essaim_proto::VERSION;
 use essaim_proto::v1::JobState;
-use essaim_proto::{VERSION, Version};
 use essaim_tests::client::{Client, ended};
 use essaim_tests::cluster::{Cluster, MEMORY, binary};
 use essaim_tests::load::StreamJob;
@@ -13,14 +13,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What stands before the version in a binary, and the width of its place: see `proto/src/version.rs`.
+const MARK: &str = "essaim-version: ";
+const WIDTH: usize = 32;
+
 /// A copy of the binary under test that says it is of another version.
 fn of_version(version: &str, dir: &Path) -> Result<PathBuf> {
     let copy = dir.join(format!("essaim-{version}"));
     fs::copy(binary()?, &copy)?;
-    let mark = std::str::from_utf8(Version::MARK)?;
     let found = Command::new("grep")
         .args(["--only-matching", "--byte-offset", "--binary", "--text"])
-        .args(["--fixed-strings", mark])
+        .args(["--fixed-strings", MARK])
         .arg(&copy)
         .output()?;
     let found = String::from_utf8(found.stdout)?;
@@ -32,10 +35,10 @@ fn of_version(version: &str, dir: &Path) -> Result<PathBuf> {
     );
     let (offset, _) = places[0].split_once(':').context("no offset")?;
     let offset: u64 = offset.parse()?;
-    ensure!(version.len() <= Version::WIDTH, "{version} is too long");
-    let mut bytes = [0; Version::WIDTH];
+    ensure!(version.len() <= WIDTH, "{version} is too long");
+    let mut bytes = [0; WIDTH];
     bytes[..version.len()].copy_from_slice(version.as_bytes());
-    let place = offset + Version::MARK.len() as u64;
+    let place = offset + MARK.len() as u64;
     File::options()
         .write(true)
         .open(&copy)?
