@@ -35,7 +35,7 @@ Exit codes:
 
 /// SQL over Kafka, Postgres and files, on one master and many workers.
 #[derive(Debug, Parser)]
-#[command(name = "essaim", version = essaim_proto::VERSION, after_help = EXIT_CODES)]
+#[command(name = "essaim", version = essaim_proto::VERSION.as_str(), after_help = EXIT_CODES)]
 struct Cli {
     /// A TOML file with the tables [master], [worker] and [client]; its keys are their flags.
     #[arg(long, global = true, env = "ESSAIM_CONFIG", value_name = "FILE")]

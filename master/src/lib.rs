@@ -11,6 +11,7 @@ pub mod plan;
 pub mod registry;
 mod run;
 pub mod scheduler;
+pub mod shares;
 pub mod stream;
 
 use crate::api::cluster::ClusterService;
@@ -19,6 +20,7 @@ use crate::api::jobs::JobsService;
 use crate::events::{EventKind, Events, Severity};
 use crate::jobs::Jobs;
 use crate::jobs::model::now_ms;
+use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::net::http::serve_http;
@@ -33,14 +35,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Submitted batch jobs that run at a time; each holds connections of its own. The others stay queued.
-const MAX_RUNNING_JOBS: usize = 32;
+/// Submitted batch jobs that run at a time, and as many queries of clients; each holds connections of its own. The others
+/// stay queued.
+const MAX_RUNNING: usize = 32;
 /// How long a stopping master waits for what is under way.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -85,8 +87,10 @@ pub(crate) struct Shared {
     /// Status connections that stay open.
     pub(crate) updates: Updates,
     pub(crate) runtime: Arc<RuntimeEnv>,
-    /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
-    pub(crate) running_jobs: Semaphore,
+    /// Where submitted batch jobs wait for their turn.
+    pub(crate) job_queue: Arc<Queue>,
+    /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
+    pub(crate) query_queue: Arc<Queue>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -141,7 +145,8 @@ impl Master {
             memory_bytes: config.memory_bytes,
             updates: Updates::default(),
             runtime: session::runtime(config.memory_bytes)?,
-            running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
+            job_queue: Queue::new(MAX_RUNNING),
+            query_queue: Queue::new(MAX_RUNNING),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });

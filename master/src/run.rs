@@ -169,7 +169,7 @@ async fn exchanged(
     let rows = async move {
         let mut attempt = 1;
         loop {
-            let outcome = first_rows(&shared, &planner, &logical).await;
+            let outcome = first_rows(&shared, &planner, &job.id(), &logical).await;
             match outcome {
                 Ok(rows) => return Ok(rows),
                 Err(error) if error.is_transient() && attempt < attempts => {
@@ -195,11 +195,16 @@ async fn exchanged(
 async fn first_rows(
     shared: &Arc<Shared>,
     planner: &Planner,
+    job: &str,
     logical: &LogicalPlan,
 ) -> Result<SendableRecordBatchStream> {
+    // With a single worker there is nothing to exchange, whatever the job's limit.
+    let workers = planner.settings().slot_limit().max(2);
+    let slots = shared.registry.gather(job, workers).await?;
+    let addresses = slots.iter().map(|slot| slot.address().to_owned()).collect();
     let (plan, state): (Arc<dyn ExecutionPlan>, _) =
-        exchange::plan(planner, &shared.registry, logical).await?;
-    let mut rows = execute_stream(plan, state.task_ctx())?;
+        exchange::plan(planner, addresses, logical).await?;
+    let mut rows = keep(execute_stream(plan, state.task_ctx())?, slots);
     let schema = rows.schema();
     let first = rows.try_next().await.map_err(|e| exchange_error(&e))?;
     let rest = rows.map_err(|e| {

@@ -167,6 +167,8 @@ pub struct Worker {
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
+    /// What masters and workers are started from.
+    program: PathBuf,
     grpc: SocketAddr,
     http: SocketAddr,
     /// What workers connect to instead of the master, if there is something before it.
@@ -226,6 +228,7 @@ impl Cluster {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut cluster = Self {
             dir,
+            program: binary()?,
             grpc: any,
             http: any,
             front,
@@ -276,7 +279,7 @@ impl Cluster {
     }
 
     fn command(&self, role: &str) -> Result<Command> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(&self.program);
         command
             .arg(role)
             .env("TMPDIR", self.dir.join("tmp"))
@@ -314,14 +317,20 @@ impl Cluster {
         wait_for("the master to answer", SOON, healthy).await
     }
 
-    /// Stops the master as an operator would (SIGTERM) and waits for its end.
+    /// Starts masters and workers from this binary from now on.
+    pub fn run_from(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Stops the master as an operator would (SIGTERM).
     ///
     /// # Errors
-    /// There is none, or it does not end.
+    /// It does not end, or with another code than 0.
     pub async fn stop_master(&mut self) -> Result<()> {
         let mut master = self.master.take().context("there is no master")?;
         master.signal(Signal::SIGTERM)?;
-        master.ended(SOON).await?;
+        let status = master.ended(SOON).await?;
+        ensure!(status.success(), "the master ended with {status}");
         Ok(())
     }
 

@@ -108,7 +108,7 @@ impl Worker {
         )
         .with_runtime_env(Arc::clone(&runtime))
         .with_max_message_size(MAX_MESSAGE_BYTES / 4)
-        .with_version(essaim_proto::VERSION);
+        .with_version(essaim_proto::VERSION.as_str());
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
@@ -150,14 +150,14 @@ impl Worker {
         self.address
     }
 
-    /// Takes no new tasks, waits up to 30 s for those that run, leaves the registry and ends.
+    /// Takes no new tasks, waits up to 30 s for those that the master has given it, leaves the registry and ends.
     /// Tasks that run still then are handed back: their streams break and the master runs them elsewhere.
     pub async fn drain(self) {
-        self.membership.drain();
-        if tokio::time::timeout(DRAIN, self.gauge.idle())
-            .await
-            .is_err()
-        {
+        let ended = async {
+            self.membership.drain().await;
+            self.gauge.idle().await;
+        };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
             tracing::warn!("tasks are still running after 30 s: handing them back");
         }
         // The server first, so that the last words of the last tasks are out before the master forgets the worker.

@@ -5,9 +5,9 @@ use crate::tasks::Gauge;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::net::{ClusterSecret, Credentials, Link, link};
 use essaim_common::{Error, Result};
-use essaim_proto::VERSION;
 use essaim_proto::v1::cluster_client::ClusterClient;
 use essaim_proto::v1::{HeartbeatRequest, LeaveRequest, RegisterRequest};
+use essaim_proto::{PROTOCOL, VERSION};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,16 @@ const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 /// How long the master may take to accept a connection or to answer.
 const CALL: Duration = Duration::from_secs(3);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
+/// How often a draining worker looks for a master that is away before it leaves without a word.
+const MASTER_GONE: usize = 3;
+/// How often a draining worker asks whether there is still something for it.
+const RELEASE_CHECK: Duration = Duration::from_millis(50);
 
 /// The worker's place in the registry. It lives on a thread of its own, so that tasks never hold up a heartbeat.
 #[derive(Debug)]
 pub(crate) struct Membership {
     drain: CancellationToken,
+    released: CancellationToken,
     leave: CancellationToken,
     left: oneshot::Receiver<()>,
 }
@@ -44,6 +49,7 @@ impl Membership {
         // A token file that is missing is known now and not when the master answers.
         Credentials::of(identity)?;
         let drain = CancellationToken::new();
+        let released = CancellationToken::new();
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
         let member = Member {
@@ -55,6 +61,7 @@ impl Membership {
             runtime,
             secret,
             drain: drain.clone(),
+            released: released.clone(),
             leave: leave.clone(),
         };
         std::thread::Builder::new()
@@ -71,12 +78,19 @@ impl Membership {
                 let _ = report.send(());
             })
             .map_err(|e| Error::internal(format!("no thread for the membership: {e}")))?;
-        Ok(Self { drain, leave, left })
+        Ok(Self {
+            drain,
+            released,
+            leave,
+            left,
+        })
     }
 
-    /// Tells the master, with the next heartbeat, to send no more tasks.
-    pub(crate) fn drain(&self) {
+    /// Tells the master to send no more tasks. Returns once it says that none is left, not even one on its way, nor a
+    /// part of an exchange; or once it cannot be reached.
+    pub(crate) async fn drain(&self) {
         self.drain.cancel();
+        self.released.cancelled().await;
     }
 
     /// Leaves the registry.
@@ -97,12 +111,15 @@ struct Member {
     /// What the master hands out at registration.
     secret: ClusterSecret,
     drain: CancellationToken,
+    /// Cancelled once the master has nothing more for a worker that drains.
+    released: CancellationToken,
     leave: CancellationToken,
 }
 
 impl Member {
     async fn stay(self) {
         let mut back_off = FIRST_BACK_OFF;
+        let mut failures = 0;
         while !self.leave.is_cancelled() {
             let outcome = tokio::select! {
                 outcome = self.one_lease(&mut back_off) => outcome,
@@ -110,10 +127,18 @@ impl Member {
             };
             if let Err(error) = outcome {
                 tracing::warn!(master = %self.config.master, %error, "not registered, trying again in {back_off:?}");
+                failures += 1;
+                if self.drain.is_cancelled() && failures >= MASTER_GONE {
+                    self.released.cancel();
+                }
+            } else {
+                failures = 0;
             }
             tokio::select! {
                 () = tokio::time::sleep(back_off) => {}
                 () = self.leave.cancelled() => {}
+                // It must not leave without a word.
+                () = self.drain.cancelled(), if !self.released.is_cancelled() => {}
             }
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
         }
@@ -150,9 +175,10 @@ impl Member {
             .register(RegisterRequest {
                 worker_id: self.id.clone(),
                 address: self.advertised()?,
-                version: VERSION.to_owned(),
+                version: VERSION.to_string(),
                 slots: self.config.slots as u32,
                 memory_bytes: self.config.memory_bytes,
+                protocol: PROTOCOL,
             })
             .await?
             .into_inner();
@@ -160,14 +186,18 @@ impl Member {
             .set(&lease.secret)
             .map_err(|error| error.context("the master's secret"))?;
         drop(registering);
-        tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, "registered");
+        tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, version = %VERSION, master_version = %lease.version, "registered");
         *back_off = FIRST_BACK_OFF;
         let period = Duration::from_millis(lease.heartbeat_ms.max(10));
         let mut announced_drain = false;
         loop {
-            // A drain is announced at once, not with the next regular heartbeat.
+            // A drain is announced at once, not with the next regular heartbeat, and its end is not waited for longer.
+            let pause = match announced_drain && !self.released.is_cancelled() {
+                true => RELEASE_CHECK,
+                false => period,
+            };
             tokio::select! {
-                () = tokio::time::sleep(period) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.drain.cancelled(), if !announced_drain => {}
             }
             announced_drain = self.drain.is_cancelled();
@@ -180,7 +210,11 @@ impl Member {
                 })
                 .await;
             match heartbeat {
-                Ok(_) => {}
+                Ok(answer) => {
+                    if announced_drain && answer.into_inner().slots_used == 0 {
+                        self.released.cancel();
+                    }
+                }
                 Err(status) if status.code() == Code::NotFound => return Ok(()),
                 // One lost heartbeat is not yet a lost lease; a broken connection is mended by the channel.
                 Err(status) => return Err(status.into()),

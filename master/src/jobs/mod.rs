@@ -8,6 +8,7 @@ pub(crate) mod known;
 pub mod list;
 pub mod model;
 pub(crate) mod plan;
+pub mod queue;
 pub mod state_dir;
 mod store;
 
@@ -19,10 +20,11 @@ use crate::jobs::known::{Entry, Known};
 use crate::jobs::model::{JobError, JobKind, JobRecord, JobState, now_ms};
 use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Jobs that wait or run at a time; one more is refused.
 const MAX_OPEN_JOBS: usize = 1_000;
@@ -33,7 +35,7 @@ const MAX_WHOLE_BATCH_JOBS: usize = 1_000;
 /// Ended streaming jobs that are remembered, and can be taken up again.
 const MAX_ENDED_STREAMING_JOBS: usize = 1_000;
 /// How often an idle master looks whether the state dir is still its own.
-const FENCE_PERIOD: Duration = Duration::from_secs(5);
+const FENCE_PERIOD: Duration = Duration::from_secs(2);
 /// Ended queries of clients that are remembered: they must not push jobs out.
 const MAX_ENDED_QUERIES: usize = 100;
 
@@ -44,6 +46,8 @@ pub struct Jobs {
     known: Mutex<Known>,
     events: Arc<Events>,
     fence: Fence,
+    /// Why this master owns the state dir no longer, once that is so.
+    taken_over: watch::Sender<Option<Error>>,
 }
 
 /// A job that a client hands in.
@@ -82,6 +86,7 @@ impl Jobs {
             known: Mutex::new(known),
             events,
             fence: Fence::default(),
+            taken_over: watch::Sender::new(None),
         };
         Ok((jobs, open))
     }
@@ -106,15 +111,30 @@ impl Jobs {
         self.fence.trouble()
     }
 
-    /// Looks after the state dir while nothing else does. Runs until dropped.
+    /// Looks after the state dir while nothing else does, until another master has taken it over: this master's jobs
+    /// end then, instead of going on beside the other's with nothing that they may commit.
     pub async fn watch_state_dir(&self) {
         let mut ticks = tokio::time::interval(FENCE_PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // The outcome is kept as trouble.
-            let _ = self.check_fence().await;
+            if let Err(error) = self.check_fence().await
+                && error.kind() == ErrorKind::Invalid
+            {
+                tracing::error!(%error, "the jobs of this master end");
+                self.taken_over.send_replace(Some(error));
+                return;
+            }
         }
+    }
+
+    /// Returns once [`Self::watch_state_dir`] has found another master.
+    pub async fn taken_over(&self) -> Error {
+        let mut seen = self.taken_over.subscribe();
+        let found = seen.wait_for(Option::is_some).await;
+        // The sender is ours, so it is there.
+        let found = found.ok().and_then(|error| error.clone());
+        found.unwrap_or_else(|| Error::internal("nobody looks after the state dir"))
     }
 
     /// Takes in a job and stores it. A streaming job that has ended is taken up again by its name: it keeps its id and

@@ -119,6 +119,9 @@ pub struct JobRecord {
     /// Of all epochs of a streaming job, also those before a restart.
     #[serde(default)]
     pub totals: EpochTotals,
+    /// Of a queued job that waits for others to end: 1 for the one that is next; 0 otherwise.
+    #[serde(skip)]
+    pub queue_position: u32,
     /// The last [`MAX_EPOCHS_KEPT`] epochs, by number. Shared, because records are copied.
     #[serde(skip)]
     pub epochs: VecDeque<Arc<EpochProgress>>,
@@ -217,6 +220,7 @@ impl JobRecord {
             previous_sql: None,
             stop_requested: false,
             totals: EpochTotals::default(),
+            queue_position: 0,
             epochs: VecDeque::new(),
             errors: VecDeque::new(),
             is_short: false,
@@ -346,6 +350,7 @@ impl JobRecord {
             } else {
                 Vec::new()
             },
+            queue_position: self.queue_position,
         }
     }
 }

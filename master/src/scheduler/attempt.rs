@@ -2,13 +2,14 @@
 
 use crate::events::{EventKind, Severity};
 use crate::jobs::model::{
-    AttemptRecord, JobError, MAX_ATTEMPTS_KEPT, Outcome, Place, now_ms,
+    self, AttemptRecord, JobError, JobKind, MAX_ATTEMPTS_KEPT, Outcome, now_ms,
 };
 use crate::plan::shape;
 use crate::plan::stage::Stage;
 use crate::registry::{RunningTask, Slot};
 use crate::scheduler::spool::{Spool, SpoolWriter};
 use crate::scheduler::{Pace, Stages, TaskFacts};
+use crate::shares::{Place, Wanted};
 use datafusion::execution::TaskContext;
 use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
 use essaim_common::bad_records::MAX_BAD_RECORDS;
@@ -79,6 +80,13 @@ impl Attempts {
                     Ok(result) => return Ok(result),
                     Err(failure) => {
                         let error = failure.error;
+                        // Without a worker another attempt would have none either.
+                        if failure.worker.is_none() {
+                            if running.is_empty() {
+                                return Err(error);
+                            }
+                            continue;
+                        }
                         // Deaths count apart: a task that kills its workers must come to an end too.
                         if failure.lost { lost += 1 } else { failed += 1 }
                         avoid.extend(failure.worker);
@@ -153,14 +161,26 @@ impl Attempts {
         let job = self.stages.job.id();
         let registry = &self.stages.registry;
         let timeout = Duration::from_secs(self.stages.settings.worker_timeout_s);
+        let streaming = self.stages.job.read(|record| record.kind) == JobKind::Streaming;
+        let wanted = Wanted {
+            job: job.clone(),
+            streaming,
+            limit: self.stages.settings.slot_limit(),
+            place: Place::Avoiding(avoid),
+        };
         let slot = tokio::select! {
-            slot = registry.slot(&job, avoid) => slot,
+            slot = registry.slot(wanted) => slot,
             error = registry.deserted(timeout) => Err(error),
         };
         let slot = slot.map_err(|error| Failure {
             worker: None,
             lost: false,
-            error,
+            // A streaming job waits for workers, however long they are away.
+            error: if streaming {
+                Error::unavailable(error.to_string())
+            } else {
+                error
+            },
         })?;
         if number == 1 {
             self.pace.start();
@@ -281,7 +301,7 @@ impl Attempts {
                     let spool = spool.finish()?;
                     // The stages of an epoch belong to all INSERTs.
                     let query = self.stages.epoch.is_none().then_some(self.stages.query);
-                    let place = Place::Stage(self.stage.id);
+                    let place = model::Place::Stage(self.stage.id);
                     self.stages.job.add_rows(query, place, &rows);
                     return Ok((spool, facts));
                 }

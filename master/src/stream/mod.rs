@@ -42,6 +42,8 @@ pub(crate) use setup::{check, explain};
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// The longest one.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How long a job that is to stop may take for its epoch.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a streaming job came to an end without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,21 @@ pub(crate) enum End {
 /// # Errors
 /// The job is wrong; its state is of another query; an epoch failed for good; the job was cancelled.
 pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
+    tokio::select! {
+        end = epochs(shared, job) => end,
+        () = patience(job) => Ok(End::Stopped),
+    }
+}
+
+/// Returns a while after the job was asked to stop: what hangs is broken off. An epoch that was planned and not committed
+/// is the first one when the job goes on, so nothing is lost or repeated.
+async fn patience(job: &JobHandle) {
+    job.stop_requested().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
+    tracing::warn!(job = %job.id(), "the epoch did not end within {STOP_PATIENCE:?}: stopped without it");
+}
+
+async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
     let mut failures = Failures::default();
     let (mut reader, mut finisher) = loop {
         match setup::start(shared, job).await {
