@@ -11,6 +11,7 @@ pub mod error;
 pub mod functions;
 pub mod ipc;
 pub mod late;
+pub mod metrics;
 pub mod object_stores;
 pub mod options;
 pub mod outputs;

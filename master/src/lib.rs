@@ -6,6 +6,7 @@
 pub mod api;
 mod batch;
 pub mod jobs;
+mod metrics;
 pub mod plan;
 pub mod registry;
 mod run;
@@ -17,6 +18,7 @@ use crate::api::jobs::JobsService;
 use crate::jobs::Jobs;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use essaim_common::metrics::GrpcErrors;
 use essaim_common::{Error, Result, session};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::FILE_DESCRIPTOR_SET;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tower::util::MapResponseLayer;
 
 /// Submitted batch jobs that run at a time; each holds connections of its own. The others stay queued.
 const MAX_RUNNING_JOBS: usize = 32;
@@ -73,6 +76,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: Arc<RuntimeEnv>,
     /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
     pub(crate) running_jobs: Semaphore,
+    pub(crate) grpc_errors: GrpcErrors,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -117,6 +121,7 @@ impl Master {
             jobs,
             runtime: session::runtime(config.memory_bytes)?,
             running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
+            grpc_errors: GrpcErrors::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
@@ -200,7 +205,12 @@ async fn serve_grpc(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         }
     };
     let cluster = ClusterService(Arc::clone(&shared.registry));
+    let errors = shared.grpc_errors.clone();
     let server = Server::builder()
+        .layer(MapResponseLayer::new(move |answer| {
+            errors.look(&answer);
+            answer
+        }))
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .add_service(health_service)
         .add_service(reflection)

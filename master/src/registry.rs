@@ -1,5 +1,6 @@
 //! Who is in the cluster: workers with their leases and slots, and who waits for a slot.
 
+use essaim_common::metrics::Counter;
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::tasks_client::TasksClient;
@@ -79,7 +80,15 @@ pub struct Registry {
     state: Mutex<State>,
     /// A worker came, left or drains. Not told of slots that come and go.
     members_changed: Notify,
+    pub(crate) joined: Counter,
+    /// Workers that left by themselves.
+    pub(crate) left: Counter,
+    /// Workers that were given up.
+    pub(crate) lost: Counter,
 }
+
+/// Why a worker left that was not lost.
+pub(crate) const BY_ITSELF: &str = "by itself";
 
 impl Registry {
     /// Takes a worker in, or renews one that lost its master for a moment.
@@ -123,6 +132,7 @@ impl Registry {
         let client = TasksClient::new(endpoint.connect_lazy())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        self.joined.inc();
         state.members.insert(
             request.worker_id,
             Member {
@@ -166,6 +176,8 @@ impl Registry {
         let mut state = self.state.lock();
         if let Some(member) = state.members.remove(worker) {
             tracing::info!(%worker, %why, "left");
+            let counter = if why == BY_ITSELF { &self.left } else { &self.lost };
+            counter.inc();
             member.lost.cancel();
             self.members_changed.notify_waiters();
         }
@@ -251,6 +263,13 @@ impl Registry {
     pub async fn probe_all(&self) {
         let workers: Vec<String> = self.state.lock().members.keys().cloned().collect();
         futures::future::join_all(workers.iter().map(|worker| self.probe(worker))).await;
+    }
+
+    /// Tasks that wait for a slot.
+    pub(crate) fn waiting(&self) -> usize {
+        let state = self.state.lock();
+        let waiters = state.waiting.values().flatten();
+        waiters.filter(|waiter| !waiter.grant.is_closed()).count()
     }
 
     /// Slots of all workers that take tasks.

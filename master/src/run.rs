@@ -96,6 +96,10 @@ pub(crate) async fn start(
                 batch.num_rows() as u64
             };
             counted.update_query(index, |record| record.rows_out += rows);
+            counted.meter().output_rows.add(rows);
+            if is_insert {
+                counted.meter().sink_commits.inc();
+            }
         })
         .chain(futures::stream::poll_fn(move |_| {
             ended.update_query(index, |record| record.done = true);
@@ -165,6 +169,7 @@ async fn exchanged(
                     attempt += 1;
                     tracing::warn!(job = %job.id(), %error, attempt, "the exchange starts again");
                     job.update_query(index, |record| record.retries += 1);
+                    job.meter().exchange_retries.inc();
                     shared.registry.probe_all().await;
                     wait_for_worker(&shared, &planner, &job).await?;
                 }

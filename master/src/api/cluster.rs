@@ -1,6 +1,6 @@
 //! The gRPC service that workers call.
 
-use crate::registry::{HEARTBEAT, LEASE, Registry};
+use crate::registry::{BY_ITSELF, HEARTBEAT, LEASE, Registry};
 use essaim_proto::v1::cluster_server::Cluster;
 use essaim_proto::v1::{
     HeartbeatRequest, HeartbeatResponse, LeaveRequest, LeaveResponse, RegisterRequest,
@@ -47,7 +47,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
-        self.0.remove(&request.into_inner().worker_id, "by itself");
+        self.0.remove(&request.into_inner().worker_id, BY_ITSELF);
         Ok(Response::new(LeaveResponse {}))
     }
 }

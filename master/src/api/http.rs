@@ -1,10 +1,12 @@
 //! HTTP: probes, and the cluster and its jobs as JSON. Times are RFC 3339, durations ms, sizes bytes.
 
 use crate::Shared;
+use crate::metrics;
 use crate::jobs::model::{EpochProgress, JobKind, JobRecord, MAX_EPOCHS_KEPT};
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -19,6 +21,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .route("/api/v1/cluster", get(cluster))
         .route("/api/v1/jobs", get(jobs))
         .route("/api/v1/jobs/{id}", get(job))
@@ -36,6 +39,13 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
             "no worker has registered\n",
         )
             .into_response()
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    match metrics::page(&shared).text() {
+        Ok(text) => ([(CONTENT_TYPE, essaim_common::metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! A job that is known to the master: its record, who waits for changes of it, and how it is asked to end.
 
+use crate::jobs::meter::{Meter, Vitals};
 use crate::jobs::model::{EpochProgress, JobRecord, QueryRecord, StageRecord};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,9 @@ pub struct JobHandle {
     /// Held while the record is stored: what is stored last is the record as it is now. Handed on to the job's next
     /// handle.
     pub(super) saving: Arc<AsyncMutex<()>>,
+    /// Shared by all jobs of the name.
+    meter: OnceLock<Arc<Meter>>,
+    vitals: Vitals,
 }
 
 impl JobHandle {
@@ -42,7 +46,24 @@ impl JobHandle {
             cancel: CancellationToken::new(),
             stop,
             saving,
+            meter: OnceLock::new(),
+            vitals: Vitals::default(),
         })
+    }
+
+    /// Where the job is counted from now on. Only the first call matters.
+    pub(super) fn count_in(&self, meter: Arc<Meter>) {
+        let _ = self.meter.set(meter);
+    }
+
+    /// Where the job is counted.
+    pub(crate) fn meter(&self) -> &Meter {
+        self.meter.get_or_init(Arc::default)
+    }
+
+    /// How a streaming job is at this moment.
+    pub(crate) fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 
     /// The job's id.
@@ -104,6 +125,8 @@ impl JobHandle {
 
     /// Takes in an epoch that was committed, tells those who watch, and forgets all but the last 1,000.
     pub fn record_epoch(&self, epoch: EpochProgress) {
+        self.meter().epoch(&epoch);
+        self.vitals.epoch_ended(epoch.epoch);
         self.update(|record| record.record_epoch(epoch));
     }
 

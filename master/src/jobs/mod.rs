@@ -2,23 +2,26 @@
 
 mod epochs;
 pub mod handle;
+pub(crate) mod meter;
 pub mod model;
 pub mod state_dir;
 mod store;
 
 use crate::jobs::handle::JobHandle;
+use crate::jobs::meter::Meters;
 use crate::jobs::model::{JobKind, JobRecord, JobState, now_ms};
 use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
+use essaim_common::metrics::Counter;
 use essaim_common::{Error, Result};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 /// Jobs that wait or run at a time; one more is refused.
-const MAX_OPEN_JOBS: usize = 1_000;
+pub(crate) const MAX_OPEN_JOBS: usize = 1_000;
 /// Ended batch jobs that are remembered, and as many streaming jobs, which can be taken up again: those that ended
 /// first are forgotten first.
 const MAX_ENDED_JOBS: usize = 1_000;
@@ -34,6 +37,10 @@ pub struct Jobs {
     /// By id. Ids sort by the time of the first submission.
     known: Mutex<BTreeMap<String, Entry>>,
     remove_checkpoint: OnceLock<RemoveCheckpoint>,
+    pub(crate) meters: Meters,
+    /// Jobs that were not taken because too many were open.
+    pub(crate) refused: Counter,
+    ended: Mutex<BTreeMap<(JobKind, JobState), u64>>,
 }
 
 impl fmt::Debug for Jobs {
@@ -106,8 +113,33 @@ impl Jobs {
             store,
             known: Mutex::new(known),
             remove_checkpoint: OnceLock::new(),
+            meters: Meters::default(),
+            refused: Counter::default(),
+            ended: Mutex::default(),
         };
+        // Those that are open go first.
+        jobs.count(&open);
         Ok((jobs, open))
+    }
+
+    /// Names the meters of jobs that are known.
+    fn count(&self, jobs: &[Arc<JobHandle>]) {
+        for job in jobs {
+            let name = job.read(|record| record.name.clone());
+            let open = || names(self.known.lock().values().filter(|entry| entry.is_open()));
+            job.count_in(self.meters.of(&name, open));
+        }
+    }
+
+    /// How many jobs have ended since this master started, by kind and state.
+    pub(crate) fn ended(&self) -> BTreeMap<(JobKind, JobState), u64> {
+        self.ended.lock().clone()
+    }
+
+    /// All jobs, in the order of their first submission.
+    pub(crate) fn all(&self) -> Vec<Arc<JobHandle>> {
+        let known = self.known.lock();
+        known.values().map(|entry| Arc::clone(&entry.job)).collect()
     }
 
     /// The state dir: checkpoints of streaming jobs lie there too.
@@ -179,7 +211,9 @@ impl Jobs {
             Some(entry) => entry.job.resumed(sql),
             None => new_job(name, sql, kind),
         };
-        insert(&mut known, &job, true)?;
+        insert(&mut known, &job, true).inspect_err(|_| self.refused.inc())?;
+        drop(known);
+        self.count(std::slice::from_ref(&job));
         Ok((job, before))
     }
 
@@ -189,7 +223,8 @@ impl Jobs {
     /// Too many jobs are open.
     pub fn add_query(&self, sql: String) -> Result<Arc<JobHandle>> {
         let job = new_job("query".to_owned(), sql, JobKind::Batch);
-        insert(&mut self.known.lock(), &job, false)?;
+        insert(&mut self.known.lock(), &job, false).inspect_err(|_| self.refused.inc())?;
+        self.count(std::slice::from_ref(&job));
         Ok(job)
     }
 
@@ -310,6 +345,10 @@ impl Jobs {
         if !moved {
             return;
         }
+        if state.is_final() {
+            let kind = job.read(|record| record.kind);
+            *self.ended.lock().entry((kind, state)).or_default() += 1;
+        }
         if let Err(error) = self.save(job).await {
             tracing::error!(job = %job.id(), %error, "a job's state is not stored: a restarted master would run it again");
         }
@@ -352,6 +391,10 @@ impl Jobs {
                 .filter_map(|id| known.remove_entry(&id))
                 .collect()
         };
+        if !forgotten.is_empty() {
+            let known = names(self.known.lock().values());
+            self.meters.retain(|name| known.contains(name));
+        }
         for (id, entry) in forgotten.into_iter().filter(|(_, entry)| entry.stored) {
             let _turn = entry.job.saving.lock().await;
             // The record goes last: while it is there, whoever finds it can find the checkpoint to remove.
@@ -363,6 +406,11 @@ impl Jobs {
             self.store.remove(&id).await;
         }
     }
+}
+
+fn names<'a>(entries: impl Iterator<Item = &'a Entry>) -> HashSet<String> {
+    let name = |entry: &Entry| entry.job.read(|record| record.name.clone());
+    entries.map(name).collect()
 }
 
 fn new_job(name: String, sql: String, kind: JobKind) -> Arc<JobHandle> {

@@ -34,6 +34,18 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// As in metrics and JSON.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether the job has ended.
     pub fn is_final(self) -> bool {
         self >= Self::Succeeded
@@ -52,7 +64,9 @@ impl JobState {
 }
 
 /// How a job runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// To the end of its input.
@@ -60,6 +74,16 @@ pub enum JobKind {
     Batch,
     /// Epoch by epoch: it reads an UNBOUNDED table.
     Streaming,
+}
+
+impl JobKind {
+    /// As in metrics and JSON.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Streaming => "streaming",
+        }
+    }
 }
 
 /// A job. Times are ms since 1970-01-01 UTC, 0 while not reached.

@@ -324,6 +324,17 @@ impl<'a> Record<'a> {
     fn end(&mut self, outcome: Outcome, reason: &str) {
         self.ended = true;
         let counted = self.counted;
+        let meter = self.attempts.stages.job.meter();
+        meter.attempt(outcome);
+        if outcome == Outcome::Succeeded {
+            meter.input_bytes.add(counted.bytes_in);
+            // An epoch is counted when it is committed: it may be read several times.
+            if self.attempts.stages.epoch.is_none() {
+                meter.input_rows.add(counted.rows_in);
+                meter.records_skipped.add(counted.records_skipped);
+                meter.records_dead_lettered.add(counted.records_dead_lettered);
+            }
+        }
         let position = self.position;
         self.attempts.update(|stage| {
             stage.tasks_running -= 1;

@@ -162,6 +162,8 @@ impl Failures {
     /// Waits before another attempt, if there is to be one, and says so in the job's message.
     async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
         self.count += 1;
+        job.meter().epoch_failures.inc();
+        job.vitals().failed(self.count as u64);
         if !error.is_transient() {
             return Err(error.clone());
         }
@@ -187,6 +189,7 @@ impl Failures {
     fn over(&mut self, job: &JobHandle) {
         if self.count > 0 {
             self.count = 0;
+            job.vitals().failed(0);
             job.update(|record| record.message.clear());
         }
     }

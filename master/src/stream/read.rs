@@ -133,6 +133,7 @@ impl Reader {
         };
         let started = Instant::now();
         let started_ms = now_ms();
+        self.job.handle.vitals().epoch_began(plan.epoch);
         let held = self.tables.held(&self.shared, &self.job).await?;
         if self.job.plan.has_statics {
             durations.insert("static_tables".to_owned(), ms(started));
