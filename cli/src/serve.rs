@@ -17,7 +17,7 @@ pub struct MasterArgs {
     /// Where clients and workers connect (gRPC). Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7077")]
     listen: SocketAddr,
-    /// Where /healthz, /readyz and /api/v1 are served. Port 0 takes a free one.
+    /// Where /healthz, /readyz, /metrics and /api/v1 are served. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
     /// Where jobs are kept: a folder or an object store's URL.
@@ -59,6 +59,9 @@ pub struct WorkerArgs {
     /// Where the master and other workers connect (gRPC). Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7078")]
     listen: SocketAddr,
+    /// Where /healthz, /readyz and /metrics are served. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
+    http: SocketAddr,
     /// The URL under which others reach this worker, if not by the address it listens on.
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
@@ -102,10 +105,7 @@ pub struct LocalArgs {
 pub async fn master(args: MasterArgs) -> Result<()> {
     let mut signals = Signals::new()?;
     let master = Master::start(args.config()).await?;
-    match master.http_address() {
-        Some(http) => announce(&format!("grpc {} http {http}", master.address()))?,
-        None => announce(&format!("grpc {}", master.address()))?,
-    }
+    announce(master.address(), master.http_address())?;
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     tokio::select! {
@@ -124,6 +124,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
     let config = WorkerConfig {
         master: args.master,
         listen: args.listen,
+        http: Some(args.http),
         advertise: args.advertise,
         slots: args.slots.map_or_else(cores, NonZeroUsize::get),
         memory_bytes: args.memory.0,
@@ -133,7 +134,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
         worker = Worker::start(config) => worker?,
         () = signals.next() => return Ok(()),
     };
-    announce(&worker.address().to_string())?;
+    announce(worker.address(), worker.http_address())?;
     signals.next().await;
     tracing::info!("draining; a second signal ends the process at once");
     tokio::select! {
@@ -165,6 +166,7 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         Worker::start(WorkerConfig {
             master: address.clone(),
             listen: loopback,
+            http: None,
             advertise: None,
             slots,
             ..WorkerConfig::default()
@@ -187,10 +189,14 @@ pub async fn local(args: LocalArgs) -> Result<()> {
     done
 }
 
-/// One line on standard output, so that whoever asked for port 0 learns the address.
-fn announce(address: &str) -> std::io::Result<()> {
+/// One line on standard output, so that whoever asked for port 0 learns the addresses.
+fn announce(grpc: SocketAddr, http: Option<SocketAddr>) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on {address}")?;
+    write!(out, "listening on grpc {grpc}")?;
+    if let Some(http) = http {
+        write!(out, " http {http}")?;
+    }
+    writeln!(out)?;
     out.flush()
 }
 

@@ -142,6 +142,14 @@ impl Drop for Process {
     }
 }
 
+/// The addresses for gRPC and HTTP in a server's first line.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (grpc, http) = line
+        .strip_prefix("listening on grpc ")?
+        .split_once(" http ")?;
+    Some((grpc.parse().ok()?, http.trim().parse().ok()?))
+}
+
 /// The last lines of a log.
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -154,8 +162,9 @@ fn tail(log: &Path) -> String {
 pub struct Worker {
     /// The id under which it registered; empty if nobody waited for that.
     pub id: String,
-    /// Where it listens.
+    /// Where it listens for gRPC and for HTTP.
     pub address: SocketAddr,
+    pub http: SocketAddr,
     /// Gone once it was killed or stopped.
     process: Option<Process>,
 }
@@ -267,11 +276,7 @@ impl Cluster {
         let name = format!("master-{}", self.masters_started);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        (self.grpc, self.http) = line
-            .strip_prefix("listening on grpc ")
-            .and_then(|rest| rest.split_once(" http "))
-            .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
-            .with_context(|| format!("the master's first line is {line:?}"))?;
+        (self.grpc, self.http) = addresses(&line).with_context(|| format!("the master's first line is {line:?}"))?;
         self.master = Some(process);
         if let Some(front) = &self.front {
             front.retarget(self.grpc);
@@ -359,18 +364,18 @@ impl Cluster {
         command
             .args(["--master", master])
             .args(["--listen", "127.0.0.1:0"])
+            .args(["--http", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string()])
             .args(["--memory", memory]);
         let name = format!("worker-{}", self.workers.len() + 1);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        let address = line
-            .strip_prefix("listening on ")
-            .and_then(|rest| rest.trim().parse().ok())
+        let (address, http) = addresses(&line)
             .with_context(|| format!("the worker's first line is {line:?}"))?;
         self.workers.push(Worker {
             id: String::new(),
             address,
+            http,
             process: Some(process),
         });
         Ok(self.workers.len() - 1)
@@ -452,26 +457,7 @@ impl Cluster {
     /// # Errors
     /// The master does not answer within five seconds, or not in HTTP.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(self.http).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut response = String::new();
-            stream.read_to_string(&mut response).await?;
-            anyhow::Ok(response)
-        };
-        let response = tokio::time::timeout(Duration::from_secs(5), exchange)
-            .await
-            .with_context(|| format!("GET {path}"))??;
-        let (head, body) = response
-            .split_once("\r\n\r\n")
-            .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok())
-            .with_context(|| format!("GET {path}: no status: {head:?}"))?;
-        Ok((status, body.to_owned()))
+        http_get(self.http, path).await
     }
 
     /// A page of the master as JSON.
@@ -501,6 +487,33 @@ impl Cluster {
             .map(str::to_owned)
             .collect())
     }
+}
+
+/// Status and body of a page.
+///
+/// # Errors
+/// No answer within five seconds, or none in HTTP.
+pub async fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        anyhow::Ok(response)
+    };
+    let response = tokio::time::timeout(Duration::from_secs(5), exchange)
+        .await
+        .with_context(|| format!("GET {path}"))??;
+    let (head, body) = response
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+    Ok((status, body.to_owned()))
 }
 
 /// The cluster that the tests of one file share: two workers with two slots each.

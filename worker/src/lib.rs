@@ -3,14 +3,19 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod http;
 mod membership;
+mod metrics;
 mod tasks;
 
+use crate::http::Page;
 use crate::membership::Membership;
+use crate::metrics::TaskCounts;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
 use datafusion_distributed::WorkerQueryContext;
 use essaim_common::broadcast::Broadcasts;
+use essaim_common::metrics::GrpcErrors;
 use essaim_common::session;
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
@@ -24,6 +29,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tower::util::MapResponseLayer;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -35,6 +41,8 @@ pub struct WorkerConfig {
     pub master: String,
     /// Where the worker listens; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where HTTP is served, if anywhere; port 0 takes a free one.
+    pub http: Option<SocketAddr>,
     /// Under which `http://HOST:PORT` others reach it; found out when `None`.
     pub advertise: Option<String>,
     /// How many tasks it runs at a time.
@@ -48,6 +56,7 @@ impl Default for WorkerConfig {
         Self {
             master: "http://127.0.0.1:7077".to_owned(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7078),
+            http: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081)),
             advertise: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 2 << 30,
@@ -59,10 +68,12 @@ impl Default for WorkerConfig {
 #[derive(Debug)]
 pub struct Worker {
     address: SocketAddr,
+    http_address: Option<SocketAddr>,
     gauge: Gauge,
     membership: Membership,
     stop: CancellationToken,
     server: JoinHandle<()>,
+    http: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -71,12 +82,11 @@ impl Worker {
     /// # Errors
     /// The address is taken.
     pub async fn start(config: WorkerConfig) -> Result<Self> {
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|e| Error::invalid(format!("cannot listen on {}: {e}", config.listen)))?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::internal(e.to_string()))?;
+        let (listener, address) = bind("--listen", config.listen).await?;
+        let http = match config.http {
+            Some(http) => Some(bind("--http", http).await?),
+            None => None,
+        };
 
         let runtime = session::runtime(config.memory_bytes)?;
         let gauge = Gauge::default();
@@ -104,9 +114,17 @@ impl Worker {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
-        let service = TaskService::new(state, gauge.clone());
+        let broadcasts = state.config().get_extension();
+        let counts = Arc::<TaskCounts>::default();
+        let service = TaskService::new(state, gauge.clone(), Arc::clone(&counts));
         let stop = CancellationToken::new();
+        let grpc_errors = GrpcErrors::default();
+        let errors = grpc_errors.clone();
         let server = Server::builder()
+            .layer(MapResponseLayer::new(move |answer| {
+                errors.look(&answer);
+                answer
+            }))
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
@@ -126,19 +144,40 @@ impl Worker {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership = Membership::start(&config, address, gauge.clone(), runtime)?;
+        let membership =
+            Membership::start(&config, address, gauge.clone(), Arc::clone(&runtime))?;
+        let http_address = http.as_ref().map(|(_, address)| *address);
+        let http = http.map(|(listener, _)| {
+            let page = Page {
+                runtime,
+                gauge: gauge.clone(),
+                slots: config.slots,
+                counts,
+                grpc_errors,
+                lease: membership.lease(),
+                broadcasts: broadcasts.unwrap_or_default(),
+            };
+            tokio::spawn(http::serve(listener, page, stop.clone()))
+        });
         Ok(Self {
             address,
+            http_address,
             gauge,
             membership,
             stop,
             server,
+            http,
         })
     }
 
     /// The address that the worker really listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The HTTP address that the worker really listens on.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
     }
 
     /// Takes no new tasks, waits up to 30 s for those that run, leaves the registry and ends.
@@ -160,6 +199,22 @@ impl Worker {
         {
             server.abort();
         }
+        if let Some(http) = self.http {
+            http.abort();
+        }
         self.membership.leave().await;
     }
+}
+
+async fn bind(flag: &str, wanted: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let bound = async {
+        let listener = TcpListener::bind(wanted).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, std::io::Error>((listener, address))
+    };
+    bound.await.map_err(|e| {
+        Error::invalid(format!(
+            "cannot listen on {wanted}: {e}; give another address with {flag}, e.g. {flag} 0.0.0.0:0 for a free port"
+        ))
+    })
 }

@@ -1,5 +1,6 @@
 //! Serves the tasks below the cut: decodes a stage's plan, runs one partition of it, streams the rows back.
 
+use crate::metrics::{TaskCounts, TaskOutcome};
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
@@ -21,9 +22,10 @@ use futures::{Stream, StreamExt};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
 const PROGRESS: Duration = Duration::from_millis(500);
 
@@ -49,31 +51,111 @@ impl Gauge {
         }
     }
 
-    fn enter(&self) -> Entered {
+    fn enter(&self) {
         self.inner.0.fetch_add(1, Ordering::AcqRel);
-        Entered(self.clone())
+    }
+
+    fn leave(&self) {
+        self.inner.0.fetch_sub(1, Ordering::AcqRel);
+        self.inner.1.notify_waiters();
     }
 }
 
 /// One running task; it has ended when this is dropped.
-struct Entered(Gauge);
+struct Running {
+    plan: Arc<dyn ExecutionPlan>,
+    gauge: Gauge,
+    counts: Arc<TaskCounts>,
+    started: Instant,
+    /// What has been counted of its rows so far.
+    counted: TaskProgress,
+    /// How it ends if nothing else is said.
+    outcome: TaskOutcome,
+}
 
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.inner.0.fetch_sub(1, Ordering::AcqRel);
-        self.0.inner.1.notify_waiters();
+impl Running {
+    fn new(plan: Arc<dyn ExecutionPlan>, gauge: Gauge, counts: Arc<TaskCounts>) -> Self {
+        gauge.enter();
+        Self {
+            plan,
+            gauge,
+            counts,
+            started: Instant::now(),
+            counted: TaskProgress::default(),
+            outcome: TaskOutcome::Cancelled,
+        }
     }
+
+    /// The last word of a task that has sent all its rows.
+    fn done(&mut self) -> TaskDone {
+        let metrics = self.plan.metrics();
+        let rows_out = metrics.and_then(|metrics| metrics.output_rows());
+        let mut done = TaskDone {
+            progress: Some(self.progress()),
+            rows_out: rows_out.unwrap_or_default() as u64,
+            ..TaskDone::default()
+        };
+        add_facts(&self.plan, &mut done);
+        self.counts.rows_out.add(done.rows_out);
+        self.counts
+            .late_rows
+            .add(done.late_rows.values().chain(done.late_in_source.values()).sum());
+        self.outcome = TaskOutcome::Succeeded;
+        done
+    }
+
+    /// How far it is; counted for metrics too.
+    fn progress(&mut self) -> TaskProgress {
+        let now = progress(&self.plan);
+        let before = std::mem::replace(&mut self.counted, now);
+        self.counts.progress(&before, &now);
+        now
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.progress();
+        self.counts.spilled_bytes.add(spilled(&self.plan));
+        self.counts.ended(self.outcome, self.started.elapsed());
+        self.gauge.leave();
+    }
+}
+
+/// Around everything that a task does. Its name is "JOB/QUERY/STAGE/TASK/ATTEMPT".
+fn task_span(request: &RunRequest) -> Span {
+    let mut parts = request.task.splitn(5, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    // At this level no filter takes the fields from a line.
+    let span = tracing::error_span!(
+        "task",
+        job = part(),
+        query = part(),
+        epoch = tracing::field::Empty,
+        stage = part(),
+        task = part(),
+        attempt = part(),
+    );
+    if let Some(epoch) = &request.epoch {
+        span.record("epoch", epoch.epoch);
+    }
+    span
 }
 
 /// The gRPC service.
 pub(crate) struct TaskService {
     state: SessionState,
     gauge: Gauge,
+    counts: Arc<TaskCounts>,
 }
 
 impl TaskService {
-    pub(crate) fn new(state: SessionState, gauge: Gauge) -> Self {
-        Self { state, gauge }
+    pub(crate) fn new(state: SessionState, gauge: Gauge, counts: Arc<TaskCounts>) -> Self {
+        Self {
+            state,
+            gauge,
+            counts,
+        }
     }
 
     /// The task's context: the worker's own with the job's settings on top.
@@ -126,23 +208,16 @@ impl TaskService {
             )));
         }
         let rows = plan.execute(0, context)?;
-        let entered = self.gauge.enter();
-        tracing::debug!(task = %request.task, "running");
-        Ok(Box::pin(respond(
-            plan,
-            ipc::encode_stream(rows),
-            entered,
-            request.task,
-        )))
+        let running = Running::new(plan, self.gauge.clone(), Arc::clone(&self.counts));
+        tracing::debug!("running");
+        Ok(Box::pin(respond(running, ipc::encode_stream(rows))))
     }
 }
 
 /// Rows as they come, progress in between, and a last word.
 fn respond(
-    plan: Arc<dyn ExecutionPlan>,
+    running: Running,
     chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
-    entered: Entered,
-    task: String,
 ) -> impl Stream<Item = Result<RunResponse>> + Send + 'static {
     // A panic in a plan is an error of this task, not the end of a connection that others share.
     let chunks = AssertUnwindSafe(chunks).catch_unwind().map(|chunk| {
@@ -158,41 +233,35 @@ fn respond(
     let mut ticks = tokio::time::interval(PROGRESS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.reset();
-    let state = Some((Box::pin(chunks), ticks, plan, entered));
+    let span = Span::current();
+    let state = Some((Box::pin(chunks), ticks, running));
     futures::stream::unfold(state, move |state| {
-        let task = task.clone();
-        async move {
-            let (mut chunks, mut ticks, plan, entered) = state?;
+        let step = async move {
+            let (mut chunks, mut ticks, mut running) = state?;
             let part = tokio::select! {
                 biased;
                 chunk = chunks.next() => match chunk {
                     Some(Ok(chunk)) => Part::ArrowIpc(chunk),
                     Some(Err(error)) => {
-                        tracing::warn!(%task, %error, "failed");
+                        tracing::warn!(%error, "failed");
+                        running.outcome = TaskOutcome::Failed;
                         return Some((Err(error), None));
                     }
                     None => {
-                        let rows_out = plan
-                            .metrics()
-                            .and_then(|metrics| metrics.output_rows())
-                            .unwrap_or_default() as u64;
-                        let mut done = TaskDone {
-                            progress: Some(progress(&plan)),
-                            rows_out,
-                            ..TaskDone::default()
-                        };
-                        add_facts(&plan, &mut done);
+                        let done = running.done();
+                        tracing::debug!(rows_out = done.rows_out, "done");
                         let done = Part::Done(done);
                         return Some((Ok(RunResponse { part: Some(done) }), None));
                     }
                 },
-                _ = ticks.tick() => Part::Progress(progress(&plan)),
+                _ = ticks.tick() => Part::Progress(running.progress()),
             };
             Some((
                 Ok(RunResponse { part: Some(part) }),
-                Some((chunks, ticks, plan, entered)),
+                Some((chunks, ticks, running)),
             ))
-        }
+        };
+        step.instrument(span.clone())
     })
 }
 
@@ -229,6 +298,13 @@ fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
     }
 }
 
+/// Bytes that the operators of a plan have written to temporary files.
+fn spilled(plan: &Arc<dyn ExecutionPlan>) -> u64 {
+    let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes());
+    let below = plan.children().into_iter().map(spilled);
+    own.unwrap_or_default() as u64 + below.sum::<u64>()
+}
+
 /// What an epoch is told of its rows: the latest event times, and how many came too late.
 fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
     for child in plan.children() {
@@ -259,8 +335,9 @@ impl Tasks for TaskService {
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let request = request.into_inner();
-        let task = request.task.clone();
-        let started = std::panic::catch_unwind(AssertUnwindSafe(|| self.start(request)))
+        let span = task_span(&request);
+        let start = || span.in_scope(|| self.start(request));
+        let started = std::panic::catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
         match started {
             Ok(responses) => Ok(Response::new(
@@ -269,7 +346,8 @@ impl Tasks for TaskService {
                     .boxed(),
             )),
             Err(error) => {
-                tracing::warn!(%task, %error, "refused");
+                span.in_scope(|| tracing::warn!(%error, "refused"));
+                self.counts.ended(TaskOutcome::Refused, Duration::ZERO);
                 Err(error.into())
             }
         }
