@@ -13,6 +13,7 @@ use essaim_common::{Error, ErrorKind, Result};
 use futures::TryStreamExt;
 use std::collections::HashSet;
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something. Tells how it runs.
 ///
@@ -80,6 +81,12 @@ fn planner(shared: &Arc<Shared>, scope: &Arc<JobScope>) -> Planner {
 
 /// Sees a job through to its end.
 pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
+    // Spans stand at this level so that no filter takes their fields from a line.
+    let span = tracing::error_span!("job", job = %job.id());
+    run_job(shared, job).instrument(span).await;
+}
+
+async fn run_job(shared: Arc<Shared>, job: Arc<JobHandle>) {
     let outcome = tokio::select! {
         outcome = async {
             match job.read(|record| record.kind) {
@@ -142,9 +149,15 @@ async fn run_in_scope(
                         ),
                     ));
                 }
-                let rows = run::start(shared, &planner, job, index, query).await?;
-                let _: Vec<_> = rows.try_collect().await?;
-                shared.jobs.save(job).await?;
+                let statement = async {
+                    let rows = run::start(shared, &planner, job, index, query).await?;
+                    let _: Vec<_> = rows.try_collect().await?;
+                    shared.jobs.save(job).await
+                };
+                // A trace of its own, as each epoch has one.
+                let span =
+                    tracing::error_span!(parent: None, "query", job = %job.id(), query = index);
+                statement.instrument(span).await?;
                 index += 1;
             }
         }

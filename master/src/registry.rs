@@ -176,7 +176,11 @@ impl Registry {
         let mut state = self.state.lock();
         if let Some(member) = state.members.remove(worker) {
             tracing::info!(%worker, %why, "left");
-            let counter = if why == BY_ITSELF { &self.left } else { &self.lost };
+            let counter = if why == BY_ITSELF {
+                &self.left
+            } else {
+                &self.lost
+            };
             counter.inc();
             member.lost.cancel();
             self.members_changed.notify_waiters();

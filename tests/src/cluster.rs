@@ -276,7 +276,8 @@ impl Cluster {
         let name = format!("master-{}", self.masters_started);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        (self.grpc, self.http) = addresses(&line).with_context(|| format!("the master's first line is {line:?}"))?;
+        (self.grpc, self.http) =
+            addresses(&line).with_context(|| format!("the master's first line is {line:?}"))?;
         self.master = Some(process);
         if let Some(front) = &self.front {
             front.retarget(self.grpc);
@@ -370,8 +371,8 @@ impl Cluster {
         let name = format!("worker-{}", self.workers.len() + 1);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        let (address, http) = addresses(&line)
-            .with_context(|| format!("the worker's first line is {line:?}"))?;
+        let (address, http) =
+            addresses(&line).with_context(|| format!("the worker's first line is {line:?}"))?;
         self.workers.push(Worker {
             id: String::new(),
             address,

@@ -97,9 +97,12 @@ impl Running {
         };
         add_facts(&self.plan, &mut done);
         self.counts.rows_out.add(done.rows_out);
-        self.counts
-            .late_rows
-            .add(done.late_rows.values().chain(done.late_in_source.values()).sum());
+        self.counts.late_rows.add(
+            done.late_rows
+                .values()
+                .chain(done.late_in_source.values())
+                .sum(),
+        );
         self.outcome = TaskOutcome::Succeeded;
         done
     }

@@ -106,10 +106,7 @@ impl Page {
             "Always 1; the labels say what runs here.",
         )
         .add(
-            &[
-                ("component", component),
-                ("version", essaim_proto::VERSION),
-            ],
+            &[("component", component), ("version", essaim_proto::VERSION)],
             1.0,
         );
         process::add(&mut page);
@@ -260,7 +257,10 @@ mod tests {
         let text = page.text().unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
-        assert!(lines[2].starts_with(r#"essaim_x{job="a\"b\nc\\x"#), "{text}");
+        assert!(
+            lines[2].starts_with(r#"essaim_x{job="a\"b\nc\\x"#),
+            "{text}"
+        );
         assert!(lines[2].ends_with("x\"} 1.5"), "{text}");
         assert!(lines[2].len() < 200, "{text}");
     }

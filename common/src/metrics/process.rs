@@ -90,7 +90,10 @@ mod tests {
     fn an_unlimited_number_is_none() {
         let limits = "Limit  Soft\nMax open files            1024   4096  files\n";
         assert_eq!(number_after(limits, "Max open files"), Some(1024.0));
-        assert_eq!(number_after("Max open files unlimited", "Max open files"), None);
+        assert_eq!(
+            number_after("Max open files unlimited", "Max open files"),
+            None
+        );
         assert_eq!(number_after("VmRSS:\t  12 kB\n", "VmRSS:"), Some(12.0));
     }
 }

@@ -17,6 +17,7 @@ use futures::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
+use tracing::{Instrument, Span};
 
 /// A worker that says nothing for so long, not even how far it is, is taken for stuck.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -142,6 +143,26 @@ impl Attempts {
         pause: Duration,
         avoid: Vec<String>,
     ) -> Result<(Spool, TaskFacts), Failure> {
+        let span = tracing::error_span!(
+            "attempt",
+            query = self.stages.query,
+            stage = self.stage.id,
+            task = partition,
+            attempt = number,
+            worker = tracing::field::Empty,
+        );
+        self.attempt_in_span(partition, number, pause, avoid)
+            .instrument(span)
+            .await
+    }
+
+    async fn attempt_in_span(
+        &self,
+        partition: usize,
+        number: u32,
+        pause: Duration,
+        avoid: Vec<String>,
+    ) -> Result<(Spool, TaskFacts), Failure> {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
@@ -157,6 +178,7 @@ impl Attempts {
             lost: false,
             error,
         })?;
+        Span::current().record("worker", slot.worker());
         if number == 1 {
             self.pace.start();
         }
@@ -179,6 +201,7 @@ impl Attempts {
             Err(error) => {
                 let lost = error.is_transient() && !registry.probe(slot.worker()).await;
                 let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
+                tracing::warn!(%error, ?outcome, "an attempt at a task ended");
                 record.end(outcome, &error.to_string());
                 Err(Failure {
                     worker: Some(slot.worker().to_owned()),
@@ -332,7 +355,9 @@ impl<'a> Record<'a> {
             if self.attempts.stages.epoch.is_none() {
                 meter.input_rows.add(counted.rows_in);
                 meter.records_skipped.add(counted.records_skipped);
-                meter.records_dead_lettered.add(counted.records_dead_lettered);
+                meter
+                    .records_dead_lettered
+                    .add(counted.records_dead_lettered);
             }
         }
         let position = self.position;
