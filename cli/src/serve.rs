@@ -27,7 +27,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }
 
@@ -72,7 +72,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }
 

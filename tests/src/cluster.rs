@@ -180,6 +180,8 @@ pub struct Cluster {
     master: Option<Process>,
     masters_started: usize,
     workers: Vec<Worker>,
+    /// In the environment of the processes that are started from now on.
+    variables: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -188,7 +190,24 @@ impl Cluster {
     /// # Errors
     /// The binary is missing, or a process does not come up.
     pub async fn start(workers: usize, slots: usize) -> Result<Self> {
-        Self::start_with(workers, slots, None).await
+        Self::start_with(workers, slots, None, &[]).await
+    }
+
+    /// As [`Self::start`], with variables in the environment of all processes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_under(
+        workers: usize,
+        slots: usize,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::start_with(workers, slots, None, variables).await
+    }
+
+    /// A variable for the processes that are started from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// As [`Self::start`], with a proxy between workers and master.
@@ -198,10 +217,15 @@ impl Cluster {
     pub async fn start_behind_proxy(workers: usize, slots: usize) -> Result<Self> {
         // It is told where the master is when that is known.
         let front = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 1))).await?;
-        Self::start_with(workers, slots, Some(front)).await
+        Self::start_with(workers, slots, Some(front), &[]).await
     }
 
-    async fn start_with(workers: usize, slots: usize, front: Option<Proxy>) -> Result<Self> {
+    async fn start_with(
+        workers: usize,
+        slots: usize,
+        front: Option<Proxy>,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let dir = logs()?.join(unique("cluster"));
         std::fs::create_dir_all(dir.join("state"))?;
         std::fs::create_dir_all(dir.join("tmp"))?;
@@ -214,7 +238,11 @@ impl Cluster {
             master: None,
             masters_started: 0,
             workers: Vec::new(),
+            variables: Vec::new(),
         };
+        for (name, value) in variables {
+            cluster.set_variable(name, value);
+        }
         cluster.show_logs();
         cluster.restart_master().await?;
         for _ in 0..workers {
@@ -243,6 +271,16 @@ impl Cluster {
         &self.workers
     }
 
+    /// The log of the `n`th master that was started, from 1, and of a worker, by its position.
+    pub fn log_of_master(&self, n: usize) -> PathBuf {
+        self.dir.join(format!("master-{n}.log"))
+    }
+
+    /// See [`Self::log_of_master`].
+    pub fn log_of_worker(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("worker-{}.log", index + 1))
+    }
+
     /// The ids of the living processes: the master's, then the workers'.
     pub fn pids(&self) -> Vec<u32> {
         let workers = self.workers.iter().map(|worker| worker.process.as_ref());
@@ -255,7 +293,10 @@ impl Cluster {
 
     fn command(&self, role: &str) -> Result<Command> {
         let mut command = Command::new(binary()?);
-        command.arg(role).env("TMPDIR", self.dir.join("tmp"));
+        command
+            .arg(role)
+            .env("TMPDIR", self.dir.join("tmp"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -451,6 +492,11 @@ impl Cluster {
     pub async fn client(&self) -> Result<Client> {
         self.show_logs();
         Client::connect(&self.url()).await
+    }
+
+    /// Where the master serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
     }
 
     /// Status and body of a page of the master.

@@ -130,14 +130,16 @@ fn task_span(request: &RunRequest) -> Span {
     let mut parts = request.task.splitn(5, '/');
     let mut part = || parts.next().unwrap_or_default();
     // At this level no filter takes the fields from a line.
+    let job = part();
+    let mut number = || part().parse::<u64>().ok();
     let span = tracing::error_span!(
         "task",
-        job = part(),
-        query = part(),
+        job,
+        query = number(),
         epoch = tracing::field::Empty,
-        stage = part(),
-        task = part(),
-        attempt = part(),
+        stage = number(),
+        task = number(),
+        attempt = number(),
     );
     if let Some(epoch) = &request.epoch {
         span.record("epoch", epoch.epoch);
