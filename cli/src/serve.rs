@@ -20,7 +20,7 @@ pub struct MasterArgs {
     /// Where clients and workers connect (gRPC). Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7077")]
     listen: SocketAddr,
-    /// Where /healthz, /readyz and /api/v1 are served. Port 0 takes a free one.
+    /// Where /healthz, /readyz, /metrics and /api/v1 are served. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
     /// Where jobs are kept: a folder or an object store's URL.
@@ -36,7 +36,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
     file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
     #[command(flatten)]
     tls: TlsArgs,
@@ -73,6 +73,9 @@ pub struct WorkerArgs {
     /// Where the master and other workers connect (gRPC). Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7078")]
     listen: SocketAddr,
+    /// Where /healthz, /readyz and /metrics are served. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
+    http: SocketAddr,
     /// The URL under which others reach this worker, if not by the address it listens on.
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
@@ -86,7 +89,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
     file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
     #[command(flatten)]
     tls: TlsArgs,
@@ -129,10 +132,7 @@ pub async fn master(args: MasterArgs) -> Result<()> {
         args.listen,
     )?;
     let master = Master::start(args.config()).await?;
-    match master.http_address() {
-        Some(http) => announce(&format!("grpc {} http {http}", master.address()))?,
-        None => announce(&format!("grpc {}", master.address()))?,
-    }
+    announce(master.address(), master.http_address())?;
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     tokio::select! {
@@ -154,6 +154,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
         security: args.gate.worker(&args.tls, &args.token)?,
         master: args.master,
         listen: args.listen,
+        http: Some(args.http),
         advertise: args.advertise,
         slots: args.slots.map_or_else(cores, NonZeroUsize::get),
         memory_bytes: args.memory.0,
@@ -163,7 +164,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
         worker = Worker::start(config) => worker?,
         () = signals.next() => return Ok(()),
     };
-    announce(&worker.address().to_string())?;
+    announce(worker.address(), worker.http_address())?;
     signals.next().await;
     tracing::info!("draining; a second signal ends the process at once");
     tokio::select! {
@@ -196,6 +197,7 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         Worker::start(WorkerConfig {
             master: address.clone(),
             listen: loopback,
+            http: None,
             advertise: None,
             slots,
             ..WorkerConfig::default()
@@ -229,10 +231,14 @@ fn limit(access: Access, listen: SocketAddr) -> Result<()> {
     Ok(access::limit(access)?)
 }
 
-/// One line on standard output, so that whoever asked for port 0 learns the address.
-fn announce(address: &str) -> std::io::Result<()> {
+/// One line on standard output, so that whoever asked for port 0 learns the addresses.
+fn announce(grpc: SocketAddr, http: Option<SocketAddr>) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on {address}")?;
+    write!(out, "listening on grpc {grpc}")?;
+    if let Some(http) = http {
+        write!(out, " http {http}")?;
+    }
+    writeln!(out)?;
     out.flush()
 }
 

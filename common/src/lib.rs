@@ -14,6 +14,7 @@ pub mod error;
 pub mod functions;
 pub mod ipc;
 pub mod late;
+pub mod metrics;
 pub mod net;
 pub mod object_stores;
 pub mod options;

@@ -14,6 +14,7 @@ use essaim_common::{Error, ErrorKind, Result};
 use futures::TryStreamExt;
 use std::collections::HashSet;
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something. Tells how it runs.
 ///
@@ -88,7 +89,9 @@ pub(crate) fn run(
         JobKind::Batch => Some(shared.job_queue.enter(&job)),
         JobKind::Streaming => None,
     };
-    run_with(shared, job, turn)
+    // Spans stand at this level so that no filter takes their fields from a line.
+    let span = tracing::error_span!("job", job = %job.id());
+    run_with(shared, job, turn).instrument(span)
 }
 
 async fn run_with(shared: Arc<Shared>, job: Arc<JobHandle>, turn: Option<Turn>) {
@@ -154,9 +157,15 @@ async fn run_in_scope(
                         ),
                     ));
                 }
-                let rows = run::start(shared, &planner, job, index, query).await?;
-                let _: Vec<_> = rows.try_collect().await?;
-                shared.jobs.save(job).await?;
+                let statement = async {
+                    let rows = run::start(shared, &planner, job, index, query).await?;
+                    let _: Vec<_> = rows.try_collect().await?;
+                    shared.jobs.save(job).await
+                };
+                // A trace of its own, as each epoch has one.
+                let span =
+                    tracing::error_span!(parent: None, "query", job = %job.id(), query = index);
+                statement.instrument(span).await?;
                 index += 1;
             }
         }

@@ -7,6 +7,7 @@ pub mod api;
 mod batch;
 pub mod events;
 pub mod jobs;
+mod metrics;
 pub mod plan;
 pub mod registry;
 mod run;
@@ -23,6 +24,7 @@ use crate::jobs::model::now_ms;
 use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use essaim_common::metrics::GrpcErrors;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::{Error, Result, session};
@@ -39,6 +41,7 @@ use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::util::MapResponseLayer;
 
 /// Submitted batch jobs that run at a time, and as many queries of clients; each holds connections of its own. The others
 /// stay queued.
@@ -91,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) job_queue: Arc<Queue>,
     /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
     pub(crate) query_queue: Arc<Queue>,
+    pub(crate) grpc_errors: GrpcErrors,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -147,6 +151,7 @@ impl Master {
             runtime: session::runtime(config.memory_bytes)?,
             job_queue: Queue::new(MAX_RUNNING),
             query_queue: Queue::new(MAX_RUNNING),
+            grpc_errors: GrpcErrors::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
@@ -238,8 +243,13 @@ async fn serve_grpc(
         }
     };
     let cluster = ClusterService(Arc::clone(&shared.registry));
+    let errors = shared.grpc_errors.clone();
     let server = gate
         .grpc()
+        .layer(MapResponseLayer::new(move |answer| {
+            errors.look(&answer);
+            answer
+        }))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(ClusterServer::new(cluster))

@@ -3,6 +3,7 @@
 use crate::events::{EventKind, Events, Severity};
 use crate::jobs::model::now_ms;
 use crate::shares::{Lane, Lanes, Place, Shares, Wanted};
+use essaim_common::metrics::Counter;
 use essaim_common::net::{Link, Peers};
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_client::TasksClient;
@@ -163,6 +164,11 @@ pub struct Registry {
     /// A worker came, left or drains. Not told of slots that come and go.
     members_changed: Notify,
     events: Arc<Events>,
+    pub(crate) joined: Counter,
+    /// Workers that left by themselves.
+    pub(crate) left: Counter,
+    /// Workers that were given up.
+    pub(crate) lost: Counter,
 }
 
 impl Registry {
@@ -173,6 +179,9 @@ impl Registry {
             peers,
             state: Mutex::default(),
             members_changed: Notify::new(),
+            joined: Counter::default(),
+            left: Counter::default(),
+            lost: Counter::default(),
         }
     }
 
@@ -223,6 +232,7 @@ impl Registry {
         let client = TasksClient::new(link)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        self.joined.inc();
         let lanes = Lanes {
             slots: request.slots as usize,
             ..Lanes::default()
@@ -279,10 +289,9 @@ impl Registry {
         let mut state = self.state.lock();
         if let Some((member, _)) = take(&mut state, worker) {
             tracing::info!(%worker, "left");
+            self.left.inc();
             let message = format!("worker {worker} left by itself");
             self.event(EventKind::WorkerLeft, Severity::Info, worker, message);
-            member.lost.cancel();
-            self.closed(state, worker);
             member.lost.cancel();
             self.closed(state, worker);
         }
@@ -293,6 +302,7 @@ impl Registry {
         let mut state = self.state.lock();
         if let Some((member, lanes)) = take(&mut state, worker) {
             tracing::warn!(%worker, %why, "lost");
+            self.lost.inc();
             let tasks = lanes.tasks();
             let message = format!("worker {worker} was lost with {tasks} tasks: {why}");
             self.event(EventKind::WorkerLost, Severity::Warning, worker, message);
@@ -413,6 +423,13 @@ impl Registry {
     pub async fn probe_all(self: &Arc<Self>) {
         let workers: Vec<String> = self.state.lock().members.keys().cloned().collect();
         futures::future::join_all(workers.iter().map(|worker| self.probe(worker))).await;
+    }
+
+    /// Tasks that wait for a slot.
+    pub(crate) fn waiting(&self) -> usize {
+        let state = self.state.lock();
+        let waiters = state.waiting.values().flatten();
+        waiters.filter(|waiter| !waiter.grant.is_closed()).count()
     }
 
     /// Slots of all workers that take tasks.

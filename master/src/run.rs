@@ -104,6 +104,10 @@ pub(crate) async fn start(
                 batch.num_rows() as u64
             };
             counted.update_query(index, |record| record.rows_out += rows);
+            counted.meter().output_rows.add(rows);
+            if is_insert {
+                counted.meter().sink_commits.inc();
+            }
         })
         .chain(futures::stream::poll_fn(move |_| {
             if let Some(upper) = upper.take() {
@@ -179,6 +183,7 @@ async fn exchanged(
                     let message = format!("the exchange failed and starts again: {error}");
                     job.event(EventKind::ExchangeRetried, Severity::Warning, None, &message);
                     job.record_error(JobError::now(message));
+                    job.meter().exchange_retries.inc();
                     shared.registry.probe_all().await;
                     wait_for_worker(&shared, &planner, &job).await?;
                 }

@@ -145,6 +145,14 @@ impl Drop for Process {
     }
 }
 
+/// The addresses for gRPC and HTTP in a server's first line.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (grpc, http) = line
+        .strip_prefix("listening on grpc ")?
+        .split_once(" http ")?;
+    Some((grpc.parse().ok()?, http.trim().parse().ok()?))
+}
+
 /// The last lines of a log.
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -157,8 +165,9 @@ fn tail(log: &Path) -> String {
 pub struct Worker {
     /// The id under which it registered; empty if nobody waited for that.
     pub id: String,
-    /// Where it listens.
+    /// Where it listens for gRPC and for HTTP.
     pub address: SocketAddr,
+    pub http: SocketAddr,
     /// Gone once it was killed or stopped.
     process: Option<Process>,
 }
@@ -268,6 +277,16 @@ impl Cluster {
         &self.workers
     }
 
+    /// The log of the `n`th master that was started, from 1, and of a worker, by its position.
+    pub fn log_of_master(&self, n: usize) -> PathBuf {
+        self.dir.join(format!("master-{n}.log"))
+    }
+
+    /// See [`Self::log_of_master`].
+    pub fn log_of_worker(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("worker-{}.log", index + 1))
+    }
+
     /// The ids of the living processes: the master's, then the workers'.
     pub fn pids(&self) -> Vec<u32> {
         let workers = self.workers.iter().map(|worker| worker.process.as_ref());
@@ -304,11 +323,8 @@ impl Cluster {
         let name = format!("master-{}", self.masters_started);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        (self.grpc, self.http) = line
-            .strip_prefix("listening on grpc ")
-            .and_then(|rest| rest.split_once(" http "))
-            .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
-            .with_context(|| format!("the master's first line is {line:?}"))?;
+        (self.grpc, self.http) =
+            addresses(&line).with_context(|| format!("the master's first line is {line:?}"))?;
         self.master = Some(process);
         if let Some(front) = &self.front {
             front.retarget(self.grpc);
@@ -413,18 +429,18 @@ impl Cluster {
         command
             .args(["--master", master])
             .args(["--listen", "127.0.0.1:0"])
+            .args(["--http", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string()])
             .args(["--memory", memory]);
         let name = format!("worker-{}", self.workers.len() + 1);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        let address = line
-            .strip_prefix("listening on ")
-            .and_then(|rest| rest.trim().parse().ok())
-            .with_context(|| format!("the worker's first line is {line:?}"))?;
+        let (address, http) =
+            addresses(&line).with_context(|| format!("the worker's first line is {line:?}"))?;
         self.workers.push(Worker {
             id: String::new(),
             address,
+            http,
             process: Some(process),
         });
         Ok(self.workers.len() - 1)
@@ -501,6 +517,11 @@ impl Cluster {
         Client::connect(&self.url()).await
     }
 
+    /// Where the master serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     /// Status and body of a page of the master.
     ///
     /// # Errors
@@ -569,6 +590,33 @@ impl Cluster {
             .map(str::to_owned)
             .collect())
     }
+}
+
+/// Status and body of a page.
+///
+/// # Errors
+/// No answer within five seconds, or none in HTTP.
+pub async fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        anyhow::Ok(response)
+    };
+    let response = tokio::time::timeout(Duration::from_secs(5), exchange)
+        .await
+        .with_context(|| format!("GET {path}"))??;
+    let (head, body) = response
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+    Ok((status, body.to_owned()))
 }
 
 /// The cluster that the tests of one file share: two workers with two slots each.

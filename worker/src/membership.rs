@@ -3,6 +3,7 @@
 use crate::WorkerConfig;
 use crate::tasks::Gauge;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use essaim_common::metrics::Counter;
 use essaim_common::net::{ClusterSecret, Credentials, Link, link};
 use essaim_common::{Error, Result};
 use essaim_proto::v1::cluster_client::ClusterClient;
@@ -10,6 +11,7 @@ use essaim_proto::v1::{HeartbeatRequest, LeaveRequest, RegisterRequest};
 use essaim_proto::{PROTOCOL, VERSION};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,30 @@ pub(crate) struct Membership {
     released: CancellationToken,
     leave: CancellationToken,
     left: oneshot::Receiver<()>,
+    lease: Arc<Lease>,
+}
+
+/// How the worker stands with its master, for probes and metrics.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// The worker's id.
+    pub(crate) worker: String,
+    registered: AtomicBool,
+    drain: CancellationToken,
+    /// Leases that could not be had, or were lost.
+    pub(crate) failures: Counter,
+}
+
+impl Lease {
+    /// Whether the master knows the worker, as far as the worker can tell.
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// Whether the worker is about to leave.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
 }
 
 impl Membership {
@@ -52,8 +78,16 @@ impl Membership {
         let released = CancellationToken::new();
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
+        let id = format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let lease = Arc::new(Lease {
+            worker: id.clone(),
+            registered: AtomicBool::new(false),
+            drain: drain.clone(),
+            failures: Counter::default(),
+        });
         let member = Member {
-            id: format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]),
+            id,
+            lease: Arc::clone(&lease),
             endpoint,
             config: config.clone(),
             address,
@@ -83,7 +117,13 @@ impl Membership {
             released,
             leave,
             left,
+            lease,
         })
+    }
+
+    /// How the worker stands with its master.
+    pub(crate) fn lease(&self) -> Arc<Lease> {
+        Arc::clone(&self.lease)
     }
 
     /// Tells the master to send no more tasks. Returns once it says that none is left, not even one on its way, nor a
@@ -103,6 +143,7 @@ impl Membership {
 
 struct Member {
     id: String,
+    lease: Arc<Lease>,
     endpoint: Endpoint,
     config: WorkerConfig,
     address: SocketAddr,
@@ -125,6 +166,8 @@ impl Member {
                 outcome = self.one_lease(&mut back_off) => outcome,
                 () = self.leave.cancelled() => break,
             };
+            self.lease.registered.store(false, Ordering::Relaxed);
+            self.lease.failures.inc();
             if let Err(error) = outcome {
                 tracing::warn!(master = %self.config.master, %error, "not registered, trying again in {back_off:?}");
                 failures += 1;
@@ -187,6 +230,7 @@ impl Member {
             .map_err(|error| error.context("the master's secret"))?;
         drop(registering);
         tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, version = %VERSION, master_version = %lease.version, "registered");
+        self.lease.registered.store(true, Ordering::Relaxed);
         *back_off = FIRST_BACK_OFF;
         let period = Duration::from_millis(lease.heartbeat_ms.max(10));
         let mut announced_drain = false;

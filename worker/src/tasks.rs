@@ -1,5 +1,6 @@
 //! Serves the tasks below the cut: decodes a stage's plan, runs one partition of it, streams the rows back.
 
+use crate::metrics::{TaskCounts, TaskOutcome};
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
@@ -23,9 +24,10 @@ use futures::{Stream, StreamExt};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
 const PROGRESS: Duration = Duration::from_millis(500);
 
@@ -51,31 +53,117 @@ impl Gauge {
         }
     }
 
-    fn enter(&self) -> Entered {
+    fn enter(&self) {
         self.inner.0.fetch_add(1, Ordering::AcqRel);
-        Entered(self.clone())
+    }
+
+    fn leave(&self) {
+        self.inner.0.fetch_sub(1, Ordering::AcqRel);
+        self.inner.1.notify_waiters();
     }
 }
 
 /// One running task; it has ended when this is dropped.
-struct Entered(Gauge);
+struct Running {
+    plan: Arc<dyn ExecutionPlan>,
+    gauge: Gauge,
+    counts: Arc<TaskCounts>,
+    started: Instant,
+    /// What has been counted of its rows so far.
+    counted: TaskProgress,
+    /// How it ends if nothing else is said.
+    outcome: TaskOutcome,
+}
 
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.inner.0.fetch_sub(1, Ordering::AcqRel);
-        self.0.inner.1.notify_waiters();
+impl Running {
+    fn new(plan: Arc<dyn ExecutionPlan>, gauge: Gauge, counts: Arc<TaskCounts>) -> Self {
+        gauge.enter();
+        Self {
+            plan,
+            gauge,
+            counts,
+            started: Instant::now(),
+            counted: TaskProgress::default(),
+            outcome: TaskOutcome::Cancelled,
+        }
     }
+
+    /// The last word of a task that has sent all its rows.
+    fn done(&mut self) -> TaskDone {
+        let metrics = self.plan.metrics();
+        let rows_out = metrics.and_then(|metrics| metrics.output_rows());
+        let mut done = TaskDone {
+            progress: Some(self.progress()),
+            rows_out: rows_out.unwrap_or_default() as u64,
+            ..TaskDone::default()
+        };
+        add_facts(&self.plan, &mut done);
+        node_rows(&self.plan, &mut done.node_rows);
+        self.counts.rows_out.add(done.rows_out);
+        self.counts.late_rows.add(
+            done.late_rows
+                .values()
+                .chain(done.late_in_source.values())
+                .sum(),
+        );
+        self.outcome = TaskOutcome::Succeeded;
+        done
+    }
+
+    /// How far it is; counted for metrics too.
+    fn progress(&mut self) -> TaskProgress {
+        let now = progress(&self.plan);
+        let before = std::mem::replace(&mut self.counted, now);
+        self.counts.progress(&before, &now);
+        now
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.progress();
+        self.counts.spilled_bytes.add(spilled(&self.plan));
+        self.counts.ended(self.outcome, self.started.elapsed());
+        self.gauge.leave();
+    }
+}
+
+/// Around everything that a task does. Its name is "JOB/QUERY/STAGE/TASK/ATTEMPT".
+fn task_span(request: &RunRequest) -> Span {
+    let mut parts = request.task.splitn(5, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    // At this level no filter takes the fields from a line.
+    let job = part();
+    let mut number = || part().parse::<u64>().ok();
+    let span = tracing::error_span!(
+        "task",
+        job,
+        query = number(),
+        epoch = tracing::field::Empty,
+        stage = number(),
+        task = number(),
+        attempt = number(),
+    );
+    if let Some(epoch) = &request.epoch {
+        span.record("epoch", epoch.epoch);
+    }
+    span
 }
 
 /// The gRPC service.
 pub(crate) struct TaskService {
     state: SessionState,
     gauge: Gauge,
+    counts: Arc<TaskCounts>,
 }
 
 impl TaskService {
-    pub(crate) fn new(state: SessionState, gauge: Gauge) -> Self {
-        Self { state, gauge }
+    pub(crate) fn new(state: SessionState, gauge: Gauge, counts: Arc<TaskCounts>) -> Self {
+        Self {
+            state,
+            gauge,
+            counts,
+        }
     }
 
     /// The task's context: the worker's own with the job's settings on top.
@@ -130,25 +218,21 @@ impl TaskService {
         }
         let bad_records = context.session_config().get_extension();
         let rows = plan.execute(0, context)?;
-        let entered = self.gauge.enter();
-        tracing::debug!(task = %request.task, "running");
+        let running = Running::new(plan, self.gauge.clone(), Arc::clone(&self.counts));
+        tracing::debug!("running");
         Ok(Box::pin(respond(
-            plan,
+            running,
             ipc::encode_stream(rows),
-            entered,
             bad_records.unwrap_or_default(),
-            request.task,
         )))
     }
 }
 
 /// Rows as they come, progress in between, and a last word.
 fn respond(
-    plan: Arc<dyn ExecutionPlan>,
+    running: Running,
     chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
-    entered: Entered,
     bad_records: Arc<BadRecords>,
-    task: String,
 ) -> impl Stream<Item = Result<RunResponse>> + Send + 'static {
     // A panic in a plan is an error of this task, not the end of a connection that others share.
     let chunks = AssertUnwindSafe(chunks).catch_unwind().map(|chunk| {
@@ -164,12 +248,13 @@ fn respond(
     let mut ticks = tokio::time::interval(PROGRESS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.reset();
-    let state = Answer::Rows(Box::pin(chunks), ticks, plan, entered);
+    let span = Span::current();
+    let state = Answer::Rows(Box::pin(chunks), ticks, running);
     futures::stream::unfold(state, move |state| {
-        let (task, bad_records) = (task.clone(), Arc::clone(&bad_records));
-        async move {
-            let (mut chunks, mut ticks, plan, entered) = match state {
-                Answer::Rows(chunks, ticks, plan, entered) => (chunks, ticks, plan, entered),
+        let bad_records = Arc::clone(&bad_records);
+        let step = async move {
+            let (mut chunks, mut ticks, mut running) = match state {
+                Answer::Rows(chunks, ticks, running) => (chunks, ticks, running),
                 Answer::Last(last) => return Some((*last, Answer::Over)),
                 Answer::Over => return None,
             };
@@ -180,10 +265,15 @@ fn respond(
                     ended => {
                         let last = match ended {
                             Some(Err(error)) => {
-                                tracing::warn!(%task, %error, "failed");
+                                tracing::warn!(%error, "failed");
+                                running.outcome = TaskOutcome::Failed;
                                 Err(error)
                             }
-                            _ => Ok(response(Part::Done(done(&plan)))),
+                            _ => {
+                                let done = running.done();
+                                tracing::debug!(rows_out = done.rows_out, "done");
+                                Ok(response(Part::Done(done)))
+                            }
                         };
                         let records = bad_records.noted();
                         if records.is_empty() {
@@ -193,17 +283,18 @@ fn respond(
                         return Some((Ok(told), Answer::Last(Box::new(last))));
                     }
                 },
-                _ = ticks.tick() => Part::Progress(progress(&plan)),
+                _ = ticks.tick() => Part::Progress(running.progress()),
             };
-            let next = Answer::Rows(chunks, ticks, plan, entered);
+            let next = Answer::Rows(chunks, ticks, running);
             Some((Ok(response(part)), next))
-        }
+        };
+        step.instrument(span.clone())
     })
 }
 
 /// Where the answer to a call stands.
 enum Answer<S> {
-    Rows(S, tokio::time::Interval, Arc<dyn ExecutionPlan>, Entered),
+    Rows(S, tokio::time::Interval, Running),
     /// The last word, after what was told before it.
     Last(Box<Result<RunResponse>>),
     Over,
@@ -211,22 +302,6 @@ enum Answer<S> {
 
 fn response(part: Part) -> RunResponse {
     RunResponse { part: Some(part) }
-}
-
-/// The last word of an attempt that succeeded.
-fn done(plan: &Arc<dyn ExecutionPlan>) -> TaskDone {
-    let rows_out = plan
-        .metrics()
-        .and_then(|metrics| metrics.output_rows())
-        .unwrap_or_default() as u64;
-    let mut done = TaskDone {
-        progress: Some(progress(plan)),
-        rows_out,
-        ..TaskDone::default()
-    };
-    add_facts(plan, &mut done);
-    node_rows(plan, &mut done.node_rows);
-    done
 }
 
 /// What the leaves of a plan have counted.
@@ -290,6 +365,11 @@ fn node_rows(plan: &Arc<dyn ExecutionPlan>, rows: &mut Vec<i64>) -> i64 {
     };
     rows[position] = own;
     own
+/// Bytes that the operators of a plan have written to temporary files.
+fn spilled(plan: &Arc<dyn ExecutionPlan>) -> u64 {
+    let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes());
+    let below = plan.children().into_iter().map(spilled);
+    own.unwrap_or_default() as u64 + below.sum::<u64>()
 }
 
 /// What an epoch is told of its rows: the latest event times, and how many came too late.
@@ -322,8 +402,9 @@ impl Tasks for TaskService {
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let request = request.into_inner();
-        let task = request.task.clone();
-        let started = std::panic::catch_unwind(AssertUnwindSafe(|| self.start(request)))
+        let span = task_span(&request);
+        let start = || span.in_scope(|| self.start(request));
+        let started = std::panic::catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
         match started {
             Ok(responses) => Ok(Response::new(
@@ -332,7 +413,8 @@ impl Tasks for TaskService {
                     .boxed(),
             )),
             Err(error) => {
-                tracing::warn!(%task, %error, "refused");
+                span.in_scope(|| tracing::warn!(%error, "refused"));
+                self.counts.ended(TaskOutcome::Refused, Duration::ZERO);
                 Err(error.into())
             }
         }

@@ -112,6 +112,7 @@ impl Cluster {
         let mut command = command(&self.binary, "worker", &self.folder);
         command
             .args(["--master", &self.grpc(), "--listen", "127.0.0.1:0"])
+            .args(["--http", "127.0.0.1:0"])
             .args(["--slots", &SLOTS.to_string()]);
         let mut process = group.spawn(&name, command, Signal::SIGKILL, &self.folder)?;
         process.line().await?;

@@ -22,6 +22,7 @@ use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 /// Clients hear of changes at most so often.
 const WATCH_PERIOD: Duration = Duration::from_millis(100);
@@ -232,8 +233,9 @@ fn chunks(
         Running(Running),
         Ended,
     }
+    let span = tracing::error_span!(parent: None, "query", job = %job.id());
     let start = State::Start(shared, job, Box::new(request), guard);
-    futures::stream::unfold(start, |state| async move {
+    let step = |state| async move {
         let mut running = match state {
             State::Start(shared, job, request, guard) => {
                 let scope = JobScope::new(job.id(), 1, shared.registry.slots());
@@ -278,7 +280,8 @@ fn chunks(
                 None
             }
         }
-    })
+    };
+    futures::stream::unfold(start, move |state| step(state).instrument(span.clone()))
 }
 
 /// Waits for the query's turn, runs the statements up to the last one and starts that one.

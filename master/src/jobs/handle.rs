@@ -1,9 +1,10 @@
 //! A job that is known to the master: its record, who waits for changes of it, and how it is asked to end.
 
 use crate::events::{EventKind, Events, Severity};
+use crate::jobs::meter::{Meter, Vitals};
 use crate::jobs::model::{EpochProgress, JobError, JobRecord, Place, QueryRecord, StageRecord};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,9 @@ pub struct JobHandle {
     /// handle.
     pub(super) saving: Arc<AsyncMutex<()>>,
     events: Arc<Events>,
+    /// Shared by all jobs of the name.
+    meter: OnceLock<Arc<Meter>>,
+    vitals: Vitals,
 }
 
 impl JobHandle {
@@ -45,7 +49,24 @@ impl JobHandle {
             stop,
             saving,
             events,
+            meter: OnceLock::new(),
+            vitals: Vitals::default(),
         })
+    }
+
+    /// Where the job is counted from now on. Only the first call matters.
+    pub(super) fn count_in(&self, meter: Arc<Meter>) {
+        let _ = self.meter.set(meter);
+    }
+
+    /// Where the job is counted.
+    pub(crate) fn meter(&self) -> &Meter {
+        self.meter.get_or_init(Arc::default)
+    }
+
+    /// How a streaming job is at this moment.
+    pub(crate) fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 
     /// The job's id.
@@ -150,6 +171,8 @@ impl JobHandle {
 
     /// Takes in an epoch that was committed, tells those who watch, and forgets all but the last 1,000.
     pub fn record_epoch(&self, epoch: EpochProgress) {
+        self.meter().epoch(&epoch);
+        self.vitals.epoch_ended(epoch.epoch);
         self.update(|record| record.record_epoch(epoch));
     }
 

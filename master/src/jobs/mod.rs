@@ -6,6 +6,7 @@ mod fence;
 pub mod handle;
 pub(crate) mod known;
 pub mod list;
+pub(crate) mod meter;
 pub mod model;
 pub(crate) mod plan;
 pub mod queue;
@@ -17,17 +18,20 @@ use crate::jobs::fence::Fence;
 pub use crate::jobs::fence::StateDirTrouble;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::known::{Entry, Known};
+use crate::jobs::meter::Meters;
 use crate::jobs::model::{JobError, JobKind, JobRecord, JobState, now_ms};
 use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
+use essaim_common::metrics::Counter;
 use essaim_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// Jobs that wait or run at a time; one more is refused.
-const MAX_OPEN_JOBS: usize = 1_000;
+pub(crate) const MAX_OPEN_JOBS: usize = 1_000;
 /// Ended batch jobs that are remembered: those that ended first are forgotten first.
 const MAX_ENDED_BATCH_JOBS: usize = 10_000;
 /// Ended batch jobs that are in memory with all that is known of them; of the others that is in the state dir.
@@ -48,6 +52,10 @@ pub struct Jobs {
     fence: Fence,
     /// Why this master owns the state dir no longer, once that is so.
     taken_over: watch::Sender<Option<Error>>,
+    pub(crate) meters: Meters,
+    /// Jobs that were not taken because too many were open.
+    pub(crate) refused: Counter,
+    ended: Mutex<BTreeMap<(JobKind, JobState), u64>>,
 }
 
 /// A job that a client hands in.
@@ -87,8 +95,33 @@ impl Jobs {
             events,
             fence: Fence::default(),
             taken_over: watch::Sender::new(None),
+            meters: Meters::default(),
+            refused: Counter::default(),
+            ended: Mutex::default(),
         };
+        // Those that are open go first.
+        jobs.count(&open);
         Ok((jobs, open))
+    }
+
+    /// Names the meters of jobs that are known.
+    fn count(&self, jobs: &[Arc<JobHandle>]) {
+        for job in jobs {
+            let name = job.read(|record| record.name.clone());
+            let open = || names(self.known.lock().entries().filter(|entry| entry.is_open()));
+            job.count_in(self.meters.of(&name, open));
+        }
+    }
+
+    /// How many jobs have ended since this master started, by kind and state.
+    pub(crate) fn ended(&self) -> BTreeMap<(JobKind, JobState), u64> {
+        self.ended.lock().clone()
+    }
+
+    /// All jobs, in the order of their first submission.
+    pub(crate) fn all(&self) -> Vec<Arc<JobHandle>> {
+        let known = self.known.lock();
+        known.entries().map(|entry| Arc::clone(&entry.job)).collect()
     }
 
     /// The state dir: checkpoints of streaming jobs lie there too.
@@ -187,7 +220,9 @@ impl Jobs {
             Some(entry) => entry.job.resumed(sql),
             None => self.new_job(name, sql, kind),
         };
-        insert(&mut known, &job, true)?;
+        insert(&mut known, &job, true).inspect_err(|_| self.refused.inc())?;
+        drop(known);
+        self.count(std::slice::from_ref(&job));
         Ok((job, before))
     }
 
@@ -197,7 +232,8 @@ impl Jobs {
     /// Too many jobs are open.
     pub fn add_query(&self, sql: String) -> Result<Arc<JobHandle>> {
         let job = self.new_job("query".to_owned(), sql, JobKind::Batch);
-        insert(&mut self.known.lock(), &job, false)?;
+        insert(&mut self.known.lock(), &job, false).inspect_err(|_| self.refused.inc())?;
+        self.count(std::slice::from_ref(&job));
         Ok(job)
     }
 
@@ -329,6 +365,10 @@ impl Jobs {
         if !moved {
             return;
         }
+        if state.is_final() {
+            let kind = job.read(|record| record.kind);
+            *self.ended.lock().entry((kind, state)).or_default() += 1;
+        }
         if let Err(error) = self.save(job).await {
             tracing::error!(job = %job.id(), %error, "a job's state is not stored: a restarted master would run it again");
         }
@@ -401,6 +441,10 @@ impl Jobs {
                 .filter_map(|id| known.remove(&id))
                 .collect()
         };
+        if !forgotten.is_empty() {
+            let known = names(self.known.lock().entries());
+            self.meters.retain(|name| known.contains(name));
+        }
         for entry in forgotten.into_iter().filter(|entry| entry.stored) {
             let _turn = entry.job.saving.lock().await;
             self.store.remove(&entry.job.id(), entry.kind()).await;
@@ -412,6 +456,11 @@ impl Jobs {
         let record = JobRecord::new(id, name, sql, kind);
         JobHandle::new(record, Arc::clone(&self.events))
     }
+}
+
+fn names<'a>(entries: impl Iterator<Item = &'a Entry>) -> HashSet<String> {
+    let name = |entry: &Entry| entry.job.read(|record| record.name.clone());
+    entries.map(name).collect()
 }
 
 fn insert(known: &mut Known, job: &Arc<JobHandle>, stored: bool) -> Result<()> {

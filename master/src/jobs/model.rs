@@ -42,6 +42,18 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// As in metrics and JSON.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether the job has ended.
     pub fn is_final(self) -> bool {
         self >= Self::Succeeded
@@ -72,7 +84,19 @@ impl JobState {
 }
 
 /// How a job runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// To the end of its input.

@@ -23,6 +23,7 @@ use futures::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
+use tracing::{Instrument, Span};
 
 /// A worker that says nothing for so long, not even how far it is, is taken for stuck.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -155,6 +156,26 @@ impl Attempts {
         pause: Duration,
         avoid: Vec<String>,
     ) -> Result<(Spool, TaskFacts), Failure> {
+        let span = tracing::error_span!(
+            "attempt",
+            query = self.stages.query,
+            stage = self.stage.id,
+            task = partition,
+            attempt = number,
+            worker = tracing::field::Empty,
+        );
+        self.attempt_in_span(partition, number, pause, avoid)
+            .instrument(span)
+            .await
+    }
+
+    async fn attempt_in_span(
+        &self,
+        partition: usize,
+        number: u32,
+        pause: Duration,
+        avoid: Vec<String>,
+    ) -> Result<(Spool, TaskFacts), Failure> {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
@@ -182,6 +203,7 @@ impl Attempts {
                 error
             },
         })?;
+        Span::current().record("worker", slot.worker());
         if number == 1 {
             self.pace.start();
         }
@@ -215,6 +237,7 @@ impl Attempts {
             Err(error) => {
                 let lost = error.is_transient() && !registry.probe(slot.worker()).await;
                 let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
+                tracing::warn!(%error, ?outcome, "an attempt at a task ended");
                 record.end(outcome, &error.to_string());
                 self.tell_failure(partition, number, slot.worker(), &error);
                 Err(Failure {
@@ -394,6 +417,19 @@ impl<'a> Record<'a> {
     fn end(&mut self, outcome: Outcome, reason: &str) {
         self.ended = true;
         let counted = self.counted;
+        let meter = self.attempts.stages.job.meter();
+        meter.attempt(outcome);
+        if outcome == Outcome::Succeeded {
+            meter.input_bytes.add(counted.bytes_in);
+            // An epoch is counted when it is committed: it may be read several times.
+            if self.attempts.stages.epoch.is_none() {
+                meter.input_rows.add(counted.rows_in);
+                meter.records_skipped.add(counted.records_skipped);
+                meter
+                    .records_dead_lettered
+                    .add(counted.records_dead_lettered);
+            }
+        }
         let position = self.position;
         self.attempts.update(|stage| {
             stage.tasks_running -= 1;

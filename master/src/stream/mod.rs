@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, Span};
 
 pub(crate) use setup::{check, explain};
 
@@ -106,16 +107,23 @@ async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
         };
         // From here on one epoch is finished while the next is read, until there is a reason to stop.
         loop {
-            let ahead = AbortOnDropHandle::new(tokio::spawn(async move {
+            let read = async move {
                 let next = reader.next().await;
                 (reader, next)
-            }));
-            while let Err(error) = finish(shared, &mut finisher, &mut epoch).await {
+            };
+            let ahead = AbortOnDropHandle::new(tokio::spawn(read.in_current_span()));
+            let span = std::mem::replace(&mut epoch.span, Span::none());
+            while let Err(error) = finish(shared, &mut finisher, &mut epoch)
+                .instrument(span.clone())
+                .await
+            {
                 epoch.retries += 1;
-                if failures.wait(job, &error).await? == After::Stop {
+                let wait = failures.wait(job, &error).instrument(span.clone());
+                if wait.await? == After::Stop {
                     return Ok(End::Stopped);
                 }
             }
+            drop(span);
             failures.over(job);
             let next = tokio::select! {
                 next = ahead => next,
@@ -146,7 +154,8 @@ async fn finish(shared: &Arc<Shared>, finisher: &mut Finisher, epoch: &mut Epoch
     if epoch.inputs.is_none() {
         epoch.read_again(shared).await?;
     }
-    finisher.finish(epoch).await
+    let span = tracing::error_span!("finish");
+    finisher.finish(epoch).instrument(span).await
 }
 
 async fn stopped(finisher: &mut Finisher) -> Result<End> {
@@ -181,6 +190,8 @@ impl Failures {
     /// Waits before another attempt, if there is to be one, and says so in the job's message.
     async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
         self.count += 1;
+        job.meter().epoch_failures.inc();
+        job.vitals().failed(self.count as u64);
         if !error.is_transient() {
             return Err(error.clone());
         }
@@ -209,6 +220,7 @@ impl Failures {
     fn over(&mut self, job: &JobHandle) {
         if self.count > 0 {
             self.count = 0;
+            job.vitals().failed(0);
             job.update(|record| record.message.clear());
         }
     }

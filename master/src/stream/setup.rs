@@ -273,6 +273,7 @@ pub(super) async fn start(
         planner,
         plan: stream_plan,
     });
+    handle.vitals().limit_state(settings.max_state_bytes);
     tracing::info!(job = %handle.id(), generation, next_epoch, replayed = restored.planned.len(), "streaming");
     let checkpoint = Arc::new(Mutex::new(checkpoint));
     let reader = Reader {

@@ -13,10 +13,12 @@ pub(crate) mod updates;
 
 use crate::Shared;
 use crate::api::http::shapes::ErrorAnswer;
+use crate::metrics;
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get};
@@ -29,6 +31,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .route("/api/v1/cluster", get(cluster::cluster))
         .route("/api/v1/workers", get(cluster::workers))
         .route("/api/v1/workers/{id}", get(cluster::worker))
@@ -53,6 +56,13 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     } else {
         let message = "no worker has registered\n";
         (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    match metrics::page(&shared).text() {
+        Ok(text) => ([(CONTENT_TYPE, essaim_common::metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
