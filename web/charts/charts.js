@@ -71,7 +71,7 @@ function options(width, spec) {
     cursor: { sync: { key: "page" }, drag: { x: false, y: false }, y: false },
     scales: { y: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
     axes: [
-      { ...axis, size: 22, gap: 4, space: 70, values: (_, splits, __, ___, step) => splits.map((at) => clock(at, step)) },
+      { ...axis, size: 22, gap: 4, space: (_, __, from, to) => (to - from > 240 ? 48 : 68), values: (_, splits, __, ___, step) => splits.map((at) => clock(at, step)) },
       { ...axis, size: 52, gap: 6, space: 28, values: (_, splits) => splits.map((at) => spec().axis(at)) },
     ],
     series: [

@@ -106,7 +106,7 @@ export function outputs(epoch) {
   const columns = [
     { name: "Sink", wide: true, cell: (query) => h("code", {}, query.sink) },
     { name: "Mode", lesser: true, cell: (query) => query.output_mode },
-    { name: "Written by the last epoch", number: true, cell: (query) => rows(query.output_rows) },
+    { name: "Written last", number: true, cell: (query) => rows(query.output_rows) },
     { name: "Late", number: true, cell: (query) => rows(query.late_rows) },
     { name: "State", number: true, cell: (query) => `${rows(query.state_rows)}, ${bytes(query.state_bytes)}` },
     { name: "Watermark", cell: (query) => time(query.watermark_at) },

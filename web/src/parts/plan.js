@@ -5,13 +5,13 @@ import { rows, short } from "../format.js";
 import { layers } from "./layers.js";
 
 // In CSS pixels. A node with its margin fits into a phone of 360.
-const WIDTH = 300;
-const COLUMN = 320;
+const WIDTH = 282;
+const COLUMN = 294;
 const HEIGHT = 40;
 const LAYER = 68;
 const MARGIN = 4;
 /** Characters that fit into a node's second line. */
-const FITS = 42;
+const FITS = 40;
 
 /** The plan as a picture, and as text for those who prefer it. */
 export function plan({ nodes, edges }) {

@@ -10,7 +10,8 @@ const DRAWN = 1000;
 const LANE = 14;
 const GAP = 3;
 const HEAD = 18;
-const TICKS = [1, 2, 5];
+/** Steps of the axis, ms: below a second tens, above it what clocks count in. */
+const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 3e4, 6e4, 12e4, 3e5, 6e5, 12e5, 18e5, 36e5, 72e5, 216e5, 432e5, 864e5];
 
 /** The attempts (with `worker`, `started_at`, `ended_at`, `outcome`, …) as a picture and as a table by worker. */
 export function timeline(all, cluster) {
@@ -70,8 +71,7 @@ function said(one) {
 /** Round steps from the first attempt's start. */
 function axis(start, end) {
   const wanted = (end - start) / 5;
-  const power = 10 ** Math.floor(Math.log10(wanted));
-  const step = TICKS.map((tick) => tick * power).find((tick) => tick >= wanted) ?? 10 * power;
+  const step = STEPS.find((step) => step >= wanted) ?? Math.ceil(wanted / 864e5) * 864e5;
   const ticks = [];
   for (let at = 0; at <= end - start; at += step) ticks.push(at);
   return h("div", { class: "lanes axis", key: "axis" }, h("div", { class: "who note" }, "since the first"),
