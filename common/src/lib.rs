@@ -4,6 +4,7 @@
 //! folder for each, [`scan`] and [`sink`] are the nodes that run them inside a DataFusion plan, [`codec`] and [`ipc`]
 //! carry plans and rows between processes, [`session`] sets up the engine the same on both sides.
 
+pub mod bad_records;
 pub mod broadcast;
 pub mod codec;
 pub mod connector;

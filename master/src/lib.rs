@@ -5,6 +5,7 @@
 
 pub mod api;
 mod batch;
+pub mod events;
 pub mod jobs;
 pub mod plan;
 pub mod registry;
@@ -13,8 +14,11 @@ pub mod scheduler;
 pub mod stream;
 
 use crate::api::cluster::ClusterService;
+use crate::api::http::updates::Updates;
 use crate::api::jobs::JobsService;
+use crate::events::{EventKind, Events, Severity};
 use crate::jobs::Jobs;
+use crate::jobs::model::now_ms;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::{Error, Result, session};
@@ -70,6 +74,13 @@ impl Default for MasterConfig {
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) jobs: Jobs,
+    pub(crate) events: Arc<Events>,
+    /// When this master began, ms since 1970-01-01 UTC.
+    pub(crate) started_ms: i64,
+    /// What its memory pool may take, bytes.
+    pub(crate) memory_bytes: u64,
+    /// Status connections that stay open.
+    pub(crate) updates: Updates,
     pub(crate) runtime: Arc<RuntimeEnv>,
     /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
     pub(crate) running_jobs: Semaphore,
@@ -110,17 +121,30 @@ impl Master {
             Some(http) => Some(bind(http).await?),
             None => None,
         };
-        let (jobs, open) = Jobs::open(&config.state_dir).await?;
+        let events = Arc::new(Events::default());
+        let (jobs, open) = Jobs::open(&config.state_dir, Arc::clone(&events)).await?;
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            registry: Arc::new(Registry::default()),
+            registry: Arc::new(Registry::new(Arc::clone(&events))),
             jobs,
+            events,
+            started_ms: now_ms(),
+            memory_bytes: config.memory_bytes,
+            updates: Updates::default(),
             runtime: session::runtime(config.memory_bytes)?,
             running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
+        let message = format!("Essaim {} serves {address}", essaim_proto::VERSION);
+        shared
+            .events
+            .note(EventKind::MasterStarted, Severity::Info, message);
         shared.spawn(Arc::clone(&shared.registry).watch_leases());
+        shared.spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.jobs.watch_state_dir().await }
+        });
         for job in open {
             tracing::info!(job = %job.id(), "taken up again");
             shared.spawn(batch::run(Arc::clone(&shared), job));

@@ -285,6 +285,17 @@ impl Cluster {
         wait_for("the master to answer", SOON, healthy).await
     }
 
+    /// Stops the master as an operator would (SIGTERM) and waits for its end.
+    ///
+    /// # Errors
+    /// There is none, or it does not end.
+    pub async fn stop_master(&mut self) -> Result<()> {
+        let mut master = self.master.take().context("there is no master")?;
+        master.signal(Signal::SIGTERM)?;
+        master.ended(SOON).await?;
+        Ok(())
+    }
+
     /// Kills the master with SIGKILL.
     pub fn kill_master(&mut self) {
         self.master = None;
@@ -457,9 +468,22 @@ impl Cluster {
     /// # Errors
     /// The master does not answer within five seconds, or not in HTTP.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        Self::http_at(self.http, "GET", path).await
+    }
+
+    /// Where the master serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Status and body of what a master at this address answers to a request without a body.
+    ///
+    /// # Errors
+    /// It does not answer within five seconds, or not in HTTP.
+    pub async fn http_at(http: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
         let exchange = async {
-            let mut stream = TcpStream::connect(self.http).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            let mut stream = TcpStream::connect(http).await?;
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut response = String::new();
             stream.read_to_string(&mut response).await?;
@@ -467,15 +491,15 @@ impl Cluster {
         };
         let response = tokio::time::timeout(Duration::from_secs(5), exchange)
             .await
-            .with_context(|| format!("GET {path}"))??;
+            .with_context(|| format!("{method} {path}"))??;
         let (head, body) = response
             .split_once("\r\n\r\n")
-            .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+            .with_context(|| format!("{method} {path}: no HTTP: {response:?}"))?;
         let status = head
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok())
-            .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+            .with_context(|| format!("{method} {path}: no status: {head:?}"))?;
         Ok((status, body.to_owned()))
     }
 
@@ -491,7 +515,7 @@ impl Cluster {
         serde_json::from_str(&body).with_context(|| format!("GET {path}: {body:?}"))
     }
 
-    /// The ids of the workers that the master knows.
+    /// The ids of the workers that the master has.
     ///
     /// # Errors
     /// Those of [`Self::json`].
@@ -502,6 +526,7 @@ impl Cluster {
             .with_context(|| format!("no workers in {page}"))?;
         Ok(workers
             .iter()
+            .filter(|worker| worker["state"] != "lost")
             .filter_map(|worker| worker["id"].as_str())
             .map(str::to_owned)
             .collect())

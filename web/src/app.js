@@ -30,16 +30,27 @@ const store = { id, query: new URLSearchParams(location.search), cluster: undefi
 const connection = { state: "connecting", since: Date.now(), reason: "" };
 let failure;
 
+/** Updates that came while the page asked for the whole, to be laid over it; nothing while it does not ask. */
+let meanwhile;
+
 async function load() {
+  meanwhile = [];
   try {
     const [cluster] = await Promise.all([get("/api/v1/cluster"), page.load(store)]);
     store.cluster = cluster;
     store.loaded = true;
     failure = undefined;
+    for (const [name, data] of meanwhile) update(name, data);
   } catch (error) {
     failure = error;
   }
+  meanwhile = undefined;
   redraw();
+}
+
+function update(name, data) {
+  if (name === "cluster") store.cluster = data;
+  page.update?.(store, name, data);
 }
 
 function draw() {
@@ -115,8 +126,8 @@ follow(`/api/v1/updates${page.updates?.(store) ?? ""}`, {
     redraw();
   },
   update(name, data) {
-    if (name === "cluster") store.cluster = data;
-    if (store.loaded) page.update?.(store, name, data);
+    if (meanwhile) meanwhile.push([name, data]);
+    else if (store.loaded) update(name, data);
     redraw();
   },
   lost(error) {

@@ -158,6 +158,7 @@ impl Cluster {
         #[derive(Deserialize)]
         struct Entry {
             id: String,
+            state: String,
         }
         let exchange = async {
             let mut stream = TcpStream::connect(self.http).await?;
@@ -178,7 +179,8 @@ impl Cluster {
             .with_context(|| format!("the master's status page is {response:?}"))?;
         let page: Page = serde_json::from_str(body)
             .with_context(|| format!("the master's status page is {body:?}"))?;
-        Ok(page.workers.into_iter().map(|worker| worker.id).collect())
+        let there = page.workers.into_iter().filter(|w| w.state != "lost");
+        Ok(there.map(|worker| worker.id).collect())
     }
 }
 

@@ -47,7 +47,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
-        self.0.remove(&request.into_inner().worker_id, "by itself");
+        self.0.leave(&request.into_inner().worker_id);
         Ok(Response::new(LeaveResponse {}))
     }
 }

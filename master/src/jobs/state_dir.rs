@@ -76,6 +76,11 @@ impl StateDir {
         Ok(dir)
     }
 
+    /// Its URL or path, as it was given: it may hold a password.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// An error that names the state dir.
     pub fn trouble(&self, error: impl Display) -> Error {
         Error::unavailable(format!("state dir {}: {error}", self.url))

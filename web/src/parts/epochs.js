@@ -12,6 +12,7 @@ export const KEPT = 600;
 const STEPS = [
   ["latest_offsets", "ask for offsets"],
   ["write_offsets", "write offsets"],
+  ["static_tables", "read static tables"],
   ["tasks", "tasks"],
   ["process", "merge and commit"],
   ["checkpoint", "wait for checkpoint"],
@@ -33,7 +34,8 @@ export function overTime(epochs) {
   const ofRows = { times, value: rows, axis: short };
   const ofRates = { times, value: rate, axis: short };
   const ofTime = { times, value: duration, axis: duration };
-  const stacked = durations(epochs).map(({ label, values }, at) => ({ label, values, colour: `--chart-${at + 1}` }));
+  const parts = durations(epochs);
+  const stacked = parts.map(({ label, values }, at) => ({ label, values, colour: `--chart-${at + 1 < parts.length ? at + 1 : 7}` }));
   return section("Over time", `the last ${number(epochs.length)} epochs`,
     withoutCharts(),
     h("div", { class: "charts" },

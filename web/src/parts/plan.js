@@ -37,7 +37,7 @@ export function plan({ nodes, edges }) {
   ];
 }
 
-const where = (node) => (node.where === "master" ? "on the master" : `on workers, ${node.where}`);
+const where = (node) => (node.where === "master" ? "on the master" : `on the workers, ${node.where}`);
 
 function box(node, x, y) {
   const detail = node.detail ?? "";

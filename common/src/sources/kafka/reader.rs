@@ -6,6 +6,7 @@ use super::offsets::OffsetRange;
 use super::output::{Flow, Output};
 use super::pool::{ConsumerPool, Key, Reading};
 use super::timestamps::EpochUnit;
+use crate::bad_records::BadRecords;
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::scan::ScanMetrics;
@@ -173,6 +174,7 @@ impl SplitReader for KafkaReader {
             },
             batch_size: ctx.session_config().batch_size(),
             metrics: ScanMetrics::new(metrics, partition),
+            bad_records: ctx.session_config().get_extension(),
         };
         // The thread starts with the first poll of the stream and ends when the stream is dropped.
         let batches = futures::stream::once(async move {
@@ -218,6 +220,8 @@ pub(super) struct SplitScan {
     pub metrics: ScanMetrics,
     /// Rows with an event time before it, ms, are too late.
     pub late_before: Option<i64>,
+    /// Where records that do not decode are told of.
+    pub bad_records: Option<Arc<BadRecords>>,
 }
 
 impl SplitScan {
