@@ -176,3 +176,15 @@ async fn the_pages_show_a_cluster_under_load_and_what_befalls_it() -> Result<()>
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn what_the_pages_compute_is_right() -> Result<()> {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/units.test.js");
+    let run = Command::new("node").arg("--test").arg(tests).output();
+    let output = run
+        .await
+        .context("there is no Node.js: scripts/setup installs it")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{said}");
+    Ok(())
+}

@@ -53,7 +53,8 @@ function glance(cluster, running) {
   return figures([
     ["Health", cluster.problems.length ? count(cluster.problems.length, "problem") : "Good", cluster.problems.length ? null : "nothing is wrong"],
     ["Workers", count(active, "active", "active"), others ? `${number(others)} draining or lost` : null],
-    ["Slots used", [`${number(cluster.slots_used)} of ${number(cluster.slots)}`, bar(cluster.slots_used, cluster.slots)]],
+    ["Slots used", [`${number(cluster.slots_used)} of ${number(cluster.slots)}`, bar(cluster.slots_used, cluster.slots)],
+      cluster.tasks_waiting ? count(cluster.tasks_waiting, "task waits", "tasks wait") : null],
     ["Workers' memory", [`${bytes(total("memory_reserved_bytes"))} of ${bytes(total("memory_bytes"))}`, bar(total("memory_reserved_bytes"), total("memory_bytes"))]],
     ["Streams read", rate(input)],
     ["Jobs", states.length ? h("ul", { class: "counts" }, states.map((state) =>

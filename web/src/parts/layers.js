@@ -1,5 +1,7 @@
 // Lays a plan out in layers: rows flow from the top down, each node as close above its reader as the graph allows.
 
+import { group } from "../group.js";
+
 /**
  * Places `nodes` (`{ id }`) joined by `edges` (`{ from, to }`, the way rows flow). Returns a map from id to
  * `{ column, layer }`: layer 0 is at the top, columns are numbers from 0 (halves and other fractions among them), and no
@@ -47,7 +49,7 @@ function depths(nodes, readers) {
 
 /** Pushes nodes apart that share a place: only a graph that is no tree has such. */
 function spread(placed) {
-  const rows = Map.groupBy([...placed.values()], (spot) => spot.layer);
+  const rows = group([...placed.values()], (spot) => spot.layer);
   for (const spots of rows.values()) {
     spots.sort((a, b) => a.column - b.column);
     for (let at = 1; at < spots.length; at += 1) spots[at].column = Math.max(spots[at].column, spots[at - 1].column + 1);

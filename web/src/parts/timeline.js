@@ -1,5 +1,6 @@
 // Task attempts over time, a row for each slot of each worker.
 
+import { group } from "../group.js";
 import { now } from "../clock.js";
 import { h } from "../dom.js";
 import { count, duration, number, rows } from "../format.js";
@@ -25,7 +26,7 @@ export function timeline(all, cluster) {
   const shown = attempts.slice(-DRAWN);
   const start = shown[0].from;
   const end = Math.max(start + 1, ...shown.map((one) => one.to));
-  const workers = [...Map.groupBy(shown, (one) => one.worker)].sort(([a], [b]) => (a < b ? -1 : 1));
+  const workers = [...group(shown, (one) => one.worker)].sort(([a], [b]) => (a < b ? -1 : 1));
   return [
     shown.length < attempts.length && h("p", { class: "note" }, `The last ${number(DRAWN)} of ${number(attempts.length)} attempts are drawn.`),
     h("div", { class: "timeline" },
@@ -96,7 +97,7 @@ const columns = (cluster) => [
 ];
 
 function byWorker(attempts, cluster) {
-  const workers = [...Map.groupBy(attempts, (one) => one.worker)].map(([worker, mine]) => ({
+  const workers = [...group(attempts, (one) => one.worker)].map(([worker, mine]) => ({
     worker,
     mine,
     took: mine.map((one) => one.to - one.from).sort((a, b) => a - b),
