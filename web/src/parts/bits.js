@@ -63,4 +63,9 @@ export function workerLink(id, cluster) {
 
 /** "10.0.0.7:7078", from the address that it is reached at. */
 export const workerName = (worker) => worker.address.replace(/^https?:\/\//, "");
+/** A message of the master with workers' addresses in place of their ids. */
+export function readable(message, cluster) {
+  return (cluster?.workers ?? []).reduce((text, worker) => text.replaceAll(worker.id, workerName(worker)), message);
+}
+
 export const shortId = (id) => (id.length > 16 ? `…${id.slice(-8)}` : id);

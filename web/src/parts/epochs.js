@@ -83,7 +83,7 @@ export function sources(epoch) {
       { name: "Partition", cell: (part) => h("code", {}, part.name) },
       { name: "Read from", number: true, lesser: true, cell: (part) => number(part.start) },
       { name: "Read up to", number: true, cell: (part) => number(part.end) },
-      { name: "Newest", number: true, cell: (part) => number(part.latest) },
+      { name: "Newest", number: true, lesser: true, cell: (part) => number(part.latest) },
       { name: "Lag", number: true, cell: (part) => [bar(part.lag, most), ` ${rows(part.lag)}`] },
       { name: "Watermark", lesser: true, cell: (part) => part.watermark && ago(part.watermark) },
     ].filter(({ name }) => name !== "Watermark" || parts.some((part) => part.watermark));
