@@ -298,7 +298,7 @@ async fn a_streaming_job_shows_rows_epochs_and_the_record_that_did_not_decode() 
     assert_eq!(errors.len(), 1, "{errors:#?}");
     let error = &errors[0];
     assert_eq!(error["table"], "events");
-    assert_eq!(error["topic"], stream.topic.name());
+    assert_eq!(error["topic"], stream.topic.name.as_str());
     assert!(error["partition"].is_i64() && error["offset"].is_i64(), "{error}");
     let grpc = client.get(&stream.job).await?.errors;
     assert_eq!(grpc[0].offset, error["offset"].as_i64());

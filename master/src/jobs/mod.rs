@@ -28,6 +28,8 @@ use std::time::Duration;
 const MAX_OPEN_JOBS: usize = 1_000;
 /// Ended batch jobs that are remembered: those that ended first are forgotten first.
 const MAX_ENDED_BATCH_JOBS: usize = 10_000;
+/// Ended batch jobs that are in memory with all that is known of them; of the others that is in the state dir.
+const MAX_WHOLE_BATCH_JOBS: usize = 1_000;
 /// Ended streaming jobs that are remembered, and can be taken up again.
 const MAX_ENDED_STREAMING_JOBS: usize = 1_000;
 /// How often an idle master looks whether the state dir is still its own.
@@ -209,6 +211,23 @@ impl Jobs {
         }
     }
 
+    /// Looks at all that is known of a job.
+    ///
+    /// # Errors
+    /// Part of it is in the state dir, which is out of reach.
+    pub async fn look<T>(
+        &self,
+        job: &JobHandle,
+        look: impl FnOnce(&JobRecord) -> T,
+    ) -> Result<T> {
+        if job.read(|record| record.is_short)
+            && let Some(record) = self.store.get(&job.id()).await?
+        {
+            return Ok(look(&record));
+        }
+        Ok(job.read(look))
+    }
+
     /// Begins the next generation of a job, stores it and returns its number. Nothing may run before: a master that
     /// comes later must know that this generation was given away.
     ///
@@ -347,6 +366,12 @@ impl Jobs {
         let forgotten: Vec<Entry> = {
             let mut known = self.known.lock();
             let batch = |entry: &Entry| entry.stored && entry.kind() == JobKind::Batch;
+            let whole = |entry: &Entry| batch(entry) && !entry.job.read(|r| r.is_short);
+            for id in surplus(&known, MAX_WHOLE_BATCH_JOBS, whole) {
+                if let Some(entry) = known.get(&id) {
+                    entry.job.update(JobRecord::shorten);
+                }
+            }
             let streaming = |entry: &Entry| entry.stored && entry.kind() == JobKind::Streaming;
             let mut forgotten = surplus(&known, MAX_ENDED_BATCH_JOBS, batch);
             forgotten.extend(surplus(&known, MAX_ENDED_STREAMING_JOBS, streaming));

@@ -125,6 +125,9 @@ pub struct JobRecord {
     /// The last [`MAX_ERRORS_KEPT`] errors, the newest last.
     #[serde(default)]
     pub errors: VecDeque<JobError>,
+    /// What a list does not show is only in the state dir.
+    #[serde(skip)]
+    pub(crate) is_short: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -216,6 +219,7 @@ impl JobRecord {
             totals: EpochTotals::default(),
             epochs: VecDeque::new(),
             errors: VecDeque::new(),
+            is_short: false,
         }
     }
 
@@ -253,6 +257,19 @@ impl JobRecord {
             self.epochs.pop_front();
         }
         self.epochs.push_back(Arc::new(epoch));
+    }
+
+    /// Lets go of what a list does not show: SQL, plans, attempts and errors.
+    pub(crate) fn shorten(&mut self) {
+        self.is_short = true;
+        self.sql = String::new();
+        self.errors = VecDeque::new();
+        for query in &mut self.queries {
+            query.plan = PlanRecord::default();
+            for stage in &mut query.stages {
+                stage.attempts = Vec::new();
+            }
+        }
     }
 
     /// Takes in an error.

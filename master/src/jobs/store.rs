@@ -63,17 +63,28 @@ impl Store {
         )))
     }
 
-    /// All jobs, oldest first.
+    /// All jobs, oldest first; batch jobs that have ended in short.
     pub(crate) async fn load(&self) -> Result<Vec<JobRecord>> {
         let listed = self.dir.list("jobs").await?;
         let reads = listed.iter().map(|object| self.read(&object.name));
         let mut records: Vec<JobRecord> = futures::stream::iter(reads)
             .buffer_unordered(READS_AT_ONCE)
             .try_filter_map(|record| async { Ok(record) })
+            .map_ok(|mut record| {
+                if record.kind == JobKind::Batch && record.state.is_final() {
+                    record.shorten();
+                }
+                record
+            })
             .try_collect()
             .await?;
         records.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(records)
+    }
+
+    /// A job as it was last stored.
+    pub(crate) async fn get(&self, id: &str) -> Result<Option<JobRecord>> {
+        self.read(&job_name(id)).await
     }
 
     async fn read(&self, name: &str) -> Result<Option<JobRecord>> {

@@ -458,3 +458,21 @@ fn the_last_errors_are_kept() {
     assert_eq!(errors[0].message, "50");
     assert_eq!(errors[99].message, "149");
 }
+
+#[tokio::test]
+async fn what_a_list_does_not_show_of_an_old_batch_job_is_in_the_state_dir() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
+    job.record_error(JobError::now("it was tried again"));
+    let state = JobState::Succeeded;
+    catalogue.jobs.advance(&job, state, "").await;
+    let (jobs, _) = catalogue.restarted().await;
+    let old = jobs.find("b").unwrap();
+    old.read(|record| {
+        assert_eq!((record.sql.as_str(), record.errors.len()), ("", 0));
+        assert_eq!(record.state, JobState::Succeeded);
+    });
+    let whole = |record: &JobRecord| (record.sql.clone(), record.errors.len());
+    let (sql, errors) = jobs.look(&old, whole).await.unwrap();
+    assert_eq!((sql.as_str(), errors), ("sql", 1));
+}

@@ -11,6 +11,7 @@ use crate::jobs::model::{JobKind, JobState, MAX_EPOCHS_KEPT, now_ms};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
+use essaim_common::Result;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -109,22 +110,27 @@ fn queue(shared: &Shared) -> HashMap<String, usize> {
     responses(
         (status = 200, description = "The job", body = Job),
         (status = 404, description = "There is none, or several begin so", body = ErrorAnswer),
+        (status = 503, description = "It ended long ago, and the state dir is out of reach", body = ErrorAnswer),
     )
 )]
 pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
     match shared.jobs.find(&id) {
-        Ok(handle) => Json(show(&shared, &handle)).into_response(),
+        Ok(handle) => match show(&shared, &handle).await {
+            Ok(job) => Json(job).into_response(),
+            Err(error) => answer(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        },
         Err(error) => not_found(&error),
     }
 }
 
 /// What `/api/v1/jobs/{id}` answers.
-pub(super) fn show(shared: &Shared, job: &JobHandle) -> Job {
+pub(super) async fn show(shared: &Shared, job: &JobHandle) -> Result<Job> {
     let is_queued = job.read(|record| record.state == JobState::Queued);
     let position = is_queued
         .then(|| queue(shared).get(&job.id()).copied())
         .flatten();
-    job.read(|record| Job::new(record, position, now_ms()))
+    let shown = |record: &_| Job::new(record, position, now_ms());
+    shared.jobs.look(job, shown).await
 }
 
 /// Which epochs are wanted.

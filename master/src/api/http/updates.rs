@@ -1,7 +1,6 @@
 //! Server-sent events: what the other endpoints answer, again whenever it has changed.
 
 use crate::Shared;
-use crate::api::http::job_shapes::Job;
 use crate::api::http::jobs::{PAGE, epochs_of, page, show};
 use crate::api::http::shapes::{ErrorAnswer, EventEntry};
 use crate::api::http::{Params, answer, cluster, not_found};
@@ -169,7 +168,7 @@ impl Follower {
                         () = follower.shared.stop.cancelled() => return None,
                     }
                 }
-                follower.look();
+                follower.look().await;
             }
             let event = follower.ready.pop_front()?;
             Some((Ok(event), follower))
@@ -177,7 +176,7 @@ impl Follower {
     }
 
     /// Makes ready what has changed.
-    fn look(&mut self) {
+    async fn look(&mut self) {
         let shared = Arc::clone(&self.shared);
         let cluster = shared.updates.cluster.get(|| {
             let mut status = cluster::status(&shared);
@@ -202,8 +201,11 @@ impl Follower {
         if let Some(Ok(job)) = self.job.as_ref().map(|id| shared.jobs.find(id)) {
             let (generation, submitted) = job.read(|r| (r.generation, r.submitted_ms));
             let version = (generation, submitted, job.version());
-            if self.job_version.replace(version) != Some(version) {
-                let shown: Job = show(&shared, &job);
+            // One whose details are out of reach is tried again.
+            if self.job_version != Some(version)
+                && let Ok(shown) = show(&shared, &job).await
+            {
+                self.job_version = Some(version);
                 self.push("job", &write(&shown));
             }
             let epochs = epochs_of(&job, self.last_epoch, MAX_EPOCHS_KEPT);
