@@ -267,6 +267,11 @@ impl Cluster {
         format!("http://{}", self.grpc)
     }
 
+    /// Where the master serves HTTP, as a URL.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+
     /// A folder of this cluster's own, e.g. for job files.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -46,6 +46,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
             let message = "the status API is read with GET; jobs are changed over gRPC";
             answer(StatusCode::METHOD_NOT_ALLOWED, message)
         })
+        .merge(crate::api::pages::router())
         .with_state(shared)
 }
 
