@@ -6,7 +6,7 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test chaos soak lint bench services services-stop setup
+.PHONY: demo test test-containers chaos soak lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
@@ -18,6 +18,12 @@ demo:
 # ARGS are cargo test's: `make test ARGS="-p essaim-common decimal"`.
 test: services
 	@scripts/test $(ARGS)
+
+# Essaim in containers, as docker/compose.yaml runs it, while they are killed, cut off, restarted and stopped. Installs docker
+# and starts its daemon where there is none; the first time it makes or pulls the images, which takes minutes.
+test-containers: setup
+	@cargo build --quiet --locked --bin essaim
+	@tests/containers/run "$(CARGO_TARGET_DIR)/debug/essaim"
 
 # A loaded streaming job while its workers, master, broker, database and connections die: each row is in each sink once.
 # ROUNDS and SEED say how long and what goes wrong. `make test` runs 10 rounds of it.

@@ -54,7 +54,8 @@ start_docker() {
   [ "$(id -u)" -eq 0 ] || fail "no docker daemon answers, and only root can start one: start it, or run this as root"
   command -v dockerd >/dev/null || fail "no docker daemon answers at ${DOCKER_HOST:-the default socket}: start it"
   export DOCKER_HOST=unix://$data/docker.sock
-  dockerd --host "$DOCKER_HOST" --data-root "$data/data" --exec-root "$data/run" --pidfile "$data/docker.pid" \
+  # In a session of its own: Ctrl-C is for the script, which needs it to clean up.
+  setsid dockerd --host "$DOCKER_HOST" --data-root "$data/data" --exec-root "$data/run" --pidfile "$data/docker.pid" \
     </dev/null >"$data/docker.log" 2>&1 &
   daemon=$!
   # It ends by itself if it cannot start.
