@@ -29,7 +29,11 @@ SET essaim.table_refresh = '1 minute';
 
 -- How much is written in which language, and how long it is.
 INSERT INTO toots_by_language
-SELECT window_start, language, count(*) AS toots, avg(character_length(content)) AS avg_length
+SELECT
+  window_start,
+  language,
+  count(*) AS toots,
+  avg(character_length(regexp_replace(content, '<[^>]*>', '', 'g'))) AS avg_length
 FROM toots
 GROUP BY window(created_at, INTERVAL '10 seconds'), language;
 
