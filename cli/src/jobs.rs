@@ -92,7 +92,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
         from_scratch: args.from_scratch,
     };
     let (mut client, submitted) = client::interruptible(async {
-        let mut client = client::connect(&args.address.master).await?;
+        let mut client = client::connect(&args.address).await?;
         let submitted = client::answer(client.submit(submit)).await?;
         Ok((client, submitted))
     })
@@ -126,7 +126,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
 /// # Errors
 /// The master cannot be reached.
 pub async fn list(args: JobsArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let request = ListRequest { limit: args.limit };
     let listed = client::answer(client.list(request)).await?;
     if args.json {
@@ -140,7 +140,7 @@ pub async fn list(args: JobsArgs) -> Result<()> {
 /// # Errors
 /// There is no such job, or, with `--watch`, it does not succeed.
 pub async fn status(args: StatusArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let job = if args.watch {
         watch(&mut client, &args.job, View::epochs(args.json)).await?
     } else {
@@ -162,7 +162,7 @@ pub async fn status(args: StatusArgs) -> Result<()> {
 /// # Errors
 /// There is no such job; it is a batch job; it fails or is cancelled before it has stopped.
 pub async fn stop(args: StopArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let request = StopRequest {
         job_id: args.job.clone(),
     };
@@ -191,7 +191,7 @@ pub async fn stop(args: StopArgs) -> Result<()> {
 /// # Errors
 /// There is no such job.
 pub async fn cancel(args: CancelArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let request = CancelRequest {
         job_id: args.job.clone(),
     };

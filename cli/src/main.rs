@@ -1,6 +1,7 @@
 //! The command line: one binary that is a master, a worker, a whole cluster or a client.
 
 mod client;
+mod config;
 mod demo;
 mod epoch_text;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod job_text;
 mod jobs;
 mod logging;
 mod progress;
+mod security;
 mod serve;
 mod sql;
 mod text;
@@ -29,13 +31,16 @@ Exit codes:
   1    the job or query failed or was cancelled
   2    wrong usage
   3    the master cannot be reached
-  4    the master refused the request: invalid SQL, no such job
+  4    the master refused the request: invalid SQL, no such job, not allowed
   130  interrupted";
 
 /// SQL over Kafka, Postgres and files, on one master and many workers.
 #[derive(Debug, Parser)]
 #[command(name = "essaim", version = essaim_proto::VERSION, after_help = EXIT_CODES)]
 struct Cli {
+    /// A TOML file with the tables [master], [worker] and [client]; its keys are their flags.
+    #[arg(long, global = true, env = "ESSAIM_CONFIG", value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -72,10 +77,15 @@ enum Command {
     /// End a job at once.
     #[command(after_help = EXIT_CODES)]
     Cancel(jobs::CancelArgs),
+    /// Show which settings are in force, and whether they come from a file, the environment or a flag.
+    Config(config::ConfigArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(failure) => return client::report(&failure.into()),
+    };
     logging::init(&cli.command.logging());
     let done = runtime(&cli.command)
         .map_err(anyhow::Error::from)
@@ -122,6 +132,7 @@ impl Command {
             Self::Status(args) => client::interruptible(jobs::status(args)).await,
             Self::Stop(args) => client::interruptible(jobs::stop(args)).await,
             Self::Cancel(args) => client::interruptible(jobs::cancel(args)).await,
+            Self::Config(args) => config::show(&args),
         }
     }
 }

@@ -1,19 +1,22 @@
 //! Who is in the cluster: workers with their leases and slots, and who waits for a slot.
 
+use crate::events::{EventKind, Events, Severity};
+use crate::jobs::model::now_ms;
+use essaim_common::net::{Link, Peers};
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::tasks_client::TasksClient;
 use essaim_proto::v1::{HeartbeatRequest, RegisterRequest};
 use parking_lot::Mutex;
-use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 /// How often a worker shall be heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -24,10 +27,57 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The client of a worker's tasks; cheap to clone, one connection a worker.
-pub type TaskClient = TasksClient<Channel>;
+pub type TaskClient = TasksClient<Link>;
+
+/// How long a worker that was given up is remembered.
+const LOST_KEPT: Duration = Duration::from_secs(600);
+/// How many of them are.
+const MAX_LOST_KEPT: usize = 100;
+
+/// Whether a worker takes tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    Active,
+    /// It ends its tasks and takes no more.
+    Draining,
+    /// It was given up.
+    Lost,
+}
+
+/// A task that runs on a worker.
+#[derive(Debug, Clone)]
+pub struct RunningTask {
+    /// The job's id and name.
+    pub job: String,
+    pub job_name: String,
+    /// Position in the job.
+    pub query: u32,
+    pub stage: u32,
+    pub task: u32,
+    /// From 1.
+    pub attempt: u32,
+    /// What it reads, e.g. "toots[3] 0..1500".
+    pub split: String,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub started_ms: i64,
+}
+
+/// A worker that was given up.
+#[derive(Debug, Clone)]
+pub struct LostWorker {
+    /// As it was.
+    pub info: WorkerInfo,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub lost_ms: i64,
+    /// Why it was given up.
+    pub why: String,
+    /// Tasks that it had.
+    pub tasks: usize,
+}
 
 /// A worker as others may see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct WorkerInfo {
     pub id: String,
     pub address: String,
@@ -36,9 +86,11 @@ pub struct WorkerInfo {
     pub slots_used: usize,
     pub memory_bytes: u64,
     pub memory_reserved_bytes: u64,
-    /// "alive" or "draining".
-    pub state: &'static str,
-    pub last_heartbeat_ms_ago: u64,
+    pub state: WorkerState,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub registered_ms: i64,
+    pub last_heartbeat_ms: i64,
+    pub tasks: Vec<RunningTask>,
 }
 
 #[derive(Debug)]
@@ -50,7 +102,11 @@ struct Member {
     memory_bytes: u64,
     memory_reserved_bytes: u64,
     draining: bool,
+    registered_ms: i64,
     last_heartbeat: Instant,
+    last_heartbeat_ms: i64,
+    /// By the number of their slot.
+    tasks: BTreeMap<u64, RunningTask>,
     client: TaskClient,
     /// Cancelled when the worker is given up: whoever waits for its answer need not wait longer.
     lost: CancellationToken,
@@ -71,17 +127,61 @@ struct State {
     waiting: BTreeMap<String, VecDeque<Waiter>>,
     /// Slots that each job holds.
     held: HashMap<String, usize>,
+    /// Workers that were given up of late, the last one last.
+    lost: VecDeque<LostWorker>,
+    /// How many slots have been granted: the number of the last one.
+    granted: u64,
+}
+
+impl Member {
+    fn info(&self, id: &str) -> WorkerInfo {
+        WorkerInfo {
+            id: id.to_owned(),
+            address: self.address.clone(),
+            version: self.version.clone(),
+            slots: self.slots,
+            slots_used: self.used,
+            memory_bytes: self.memory_bytes,
+            memory_reserved_bytes: self.memory_reserved_bytes,
+            state: if self.draining {
+                WorkerState::Draining
+            } else {
+                WorkerState::Active
+            },
+            registered_ms: self.registered_ms,
+            last_heartbeat_ms: self.last_heartbeat_ms,
+            tasks: self.tasks.values().cloned().collect(),
+        }
+    }
 }
 
 /// The cluster's members.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    /// The way to them.
+    peers: Peers,
     state: Mutex<State>,
     /// A worker came, left or drains. Not told of slots that come and go.
     members_changed: Notify,
+    events: Arc<Events>,
 }
 
 impl Registry {
+    /// Nobody is in the cluster yet; who comes and goes is written to `events`, and is reached as `peers` says.
+    pub fn new(events: Arc<Events>, peers: Peers) -> Self {
+        Self {
+            events,
+            peers,
+            state: Mutex::default(),
+            members_changed: Notify::new(),
+        }
+    }
+
+    /// The way to the members.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     /// Takes a worker in, or renews one that lost its master for a moment.
     ///
     /// # Errors
@@ -101,26 +201,32 @@ impl Registry {
                 request.worker_id
             )));
         }
-        let endpoint = Endpoint::from_shared(request.address.clone())
-            .map_err(|e| {
-                Error::invalid(format!(
-                    "worker {} gives {} as its address: {e}; start it with --advertise http://HOST:PORT",
-                    request.worker_id, request.address
-                ))
-            })?
-            .connect_timeout(Duration::from_secs(3))
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20)
-            .tcp_nodelay(true);
+        let link = self.peers.link(&request.address).map_err(|error| {
+            error.context(format!(
+                "worker {} cannot be reached by the address that it gives (its --advertise)",
+                request.worker_id
+            ))
+        })?;
         let mut state = self.state.lock();
         if let Some(known) = state.members.get_mut(&request.worker_id) {
             known.last_heartbeat = Instant::now();
+            known.last_heartbeat_ms = now_ms();
             return Ok(());
         }
+        let message = format!(
+            "worker {} registered from {} with {} slots",
+            request.worker_id, request.address, request.slots
+        );
+        self.event(
+            EventKind::WorkerRegistered,
+            Severity::Info,
+            &request.worker_id,
+            message,
+        );
+        // One that was given up while it was out of reach is back.
+        state.lost.retain(|lost| lost.info.id != request.worker_id);
         tracing::info!(worker = %request.worker_id, address = %request.address, slots = request.slots, "joined");
-        let client = TasksClient::new(endpoint.connect_lazy())
+        let client = TasksClient::new(link)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         state.members.insert(
@@ -133,7 +239,10 @@ impl Registry {
                 memory_bytes: request.memory_bytes,
                 memory_reserved_bytes: 0,
                 draining: false,
+                registered_ms: now_ms(),
                 last_heartbeat: Instant::now(),
+                last_heartbeat_ms: now_ms(),
+                tasks: BTreeMap::new(),
                 client,
                 lost: CancellationToken::new(),
             },
@@ -152,23 +261,80 @@ impl Registry {
             return false;
         };
         member.last_heartbeat = Instant::now();
+        member.last_heartbeat_ms = now_ms();
         member.memory_reserved_bytes = request.memory_reserved_bytes;
         if request.draining && !member.draining {
             tracing::info!(worker = %request.worker_id, "draining");
             member.draining = true;
+            let message = format!("worker {} takes no more tasks", request.worker_id);
+            self.event(
+                EventKind::WorkerDraining,
+                Severity::Info,
+                &request.worker_id,
+                message,
+            );
             self.members_changed.notify_waiters();
         }
         true
     }
 
-    /// Takes a worker out; its tasks fail over at once.
-    pub fn remove(&self, worker: &str, why: &str) {
+    /// A worker has ended by itself; tasks that it leaves go to others.
+    pub fn leave(&self, worker: &str) {
         let mut state = self.state.lock();
         if let Some(member) = state.members.remove(worker) {
-            tracing::info!(%worker, %why, "left");
+            tracing::info!(%worker, "left");
+            let message = format!("worker {worker} left by itself");
+            self.event(EventKind::WorkerLeft, Severity::Info, worker, message);
             member.lost.cancel();
             self.members_changed.notify_waiters();
         }
+    }
+
+    /// Gives a worker up; its tasks fail over at once.
+    pub fn lose(&self, worker: &str, why: &str) {
+        let mut state = self.state.lock();
+        if let Some(member) = state.members.remove(worker) {
+            tracing::warn!(%worker, %why, "lost");
+            let tasks = member.used;
+            let message = format!("worker {worker} was lost with {tasks} tasks: {why}");
+            self.event(EventKind::WorkerLost, Severity::Warning, worker, message);
+            if state.lost.len() >= MAX_LOST_KEPT {
+                state.lost.pop_front();
+            }
+            state.lost.push_back(LostWorker {
+                info: WorkerInfo {
+                    state: WorkerState::Lost,
+                    slots_used: 0,
+                    memory_reserved_bytes: 0,
+                    tasks: Vec::new(),
+                    ..member.info(worker)
+                },
+                lost_ms: now_ms(),
+                why: why.to_owned(),
+                tasks,
+            });
+            member.lost.cancel();
+            self.members_changed.notify_waiters();
+        }
+    }
+
+    /// Workers that were given up in the last ten minutes, the last one last.
+    pub fn lost_workers(&self) -> Vec<LostWorker> {
+        let mut state = self.state.lock();
+        let since = now_ms() - LOST_KEPT.as_millis() as i64;
+        state.lost.retain(|lost| lost.lost_ms >= since);
+        state.lost.iter().cloned().collect()
+    }
+
+    /// Tasks that wait for a slot.
+    pub fn waiting(&self) -> usize {
+        let state = self.state.lock();
+        state.waiting.values().map(VecDeque::len).sum()
+    }
+
+    fn event(&self, kind: EventKind, severity: Severity, worker: &str, message: String) {
+        self.events
+            .write(kind, severity, None, Some(worker), message);
     }
 
     /// Gives up workers whose lease is over. Runs until dropped.
@@ -186,7 +352,7 @@ impl Registry {
                     .collect()
             };
             for worker in dead {
-                self.remove(&worker, "no heartbeat for 5 s");
+                self.lose(&worker, "no heartbeat for 5 s");
             }
         }
     }
@@ -197,17 +363,7 @@ impl Registry {
             .lock()
             .members
             .iter()
-            .map(|(id, member)| WorkerInfo {
-                id: id.clone(),
-                address: member.address.clone(),
-                version: member.version.clone(),
-                slots: member.slots,
-                slots_used: member.used,
-                memory_bytes: member.memory_bytes,
-                memory_reserved_bytes: member.memory_reserved_bytes,
-                state: if member.draining { "draining" } else { "alive" },
-                last_heartbeat_ms_ago: member.last_heartbeat.elapsed().as_millis() as u64,
-            })
+            .map(|(id, member)| member.info(id))
             .collect()
     }
 
@@ -233,8 +389,8 @@ impl Registry {
         };
         // A dying process may still accept connections: only an answer counts.
         let reached = async {
-            let channel = Endpoint::from_shared(address).ok()?.connect().await.ok()?;
-            HealthClient::new(channel)
+            let link = self.peers.connect(&address).await.ok()?;
+            HealthClient::new(link)
                 .check(HealthCheckRequest::default())
                 .await
                 .ok()
@@ -243,7 +399,7 @@ impl Registry {
         if matches!(reached, Ok(Some(_))) {
             return true;
         }
-        self.remove(worker, "its connection broke and it takes no other");
+        self.lose(worker, "its connection broke and it takes no other");
         false
     }
 
@@ -352,9 +508,11 @@ impl Registry {
                 continue;
             }
             member.used += 1;
+            state.granted += 1;
             *state.held.entry(job.clone()).or_default() += 1;
             let slot = Slot {
                 registry: Arc::clone(self),
+                number: state.granted,
                 job,
                 worker,
                 client: member.client.clone(),
@@ -402,6 +560,8 @@ fn next_grant(state: &State) -> Option<(String, usize, String)> {
 #[derive(Debug)]
 pub struct Slot {
     registry: Arc<Registry>,
+    /// Unique in this master.
+    number: u64,
     job: String,
     worker: String,
     client: TaskClient,
@@ -417,6 +577,16 @@ impl Slot {
     /// A client of the worker's tasks.
     pub fn client(&self) -> TaskClient {
         self.client.clone()
+    }
+
+    /// Tells what runs here.
+    pub fn runs(&self, task: RunningTask) {
+        let mut state = self.registry.state.lock();
+        if !self.lost.is_cancelled()
+            && let Some(member) = state.members.get_mut(&self.worker)
+        {
+            member.tasks.insert(self.number, task);
+        }
     }
 
     /// Returns once the worker is given up.
@@ -435,6 +605,7 @@ impl Drop for Slot {
             self.lost.is_cancelled(),
         ) {
             member.used -= 1;
+            member.tasks.remove(&self.number);
         }
         if let Some(held) = state.held.get_mut(&self.job) {
             *held -= 1;
@@ -451,9 +622,16 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use essaim_common::net::{ClusterSecret, Identity};
+
+    fn empty() -> Arc<Registry> {
+        let secret = ClusterSecret::generate().unwrap();
+        let peers = Peers::new(&Identity::default(), secret).unwrap();
+        Arc::new(Registry::new(Arc::default(), peers))
+    }
 
     fn registry(workers: &[(&str, u32)]) -> Arc<Registry> {
-        let registry = Arc::new(Registry::default());
+        let registry = empty();
         for (id, slots) in workers {
             registry
                 .register(RegisterRequest {
@@ -518,7 +696,7 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_name() {
-        let error = Arc::new(Registry::default())
+        let error = empty()
             .register(RegisterRequest {
                 worker_id: "w".to_owned(),
                 address: "http://127.0.0.1:1".to_owned(),

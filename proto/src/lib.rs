@@ -15,6 +15,15 @@ pub mod v1 {
         include_bytes!(concat!(env!("OUT_DIR"), "/essaim.v1.bin"));
 }
 
+impl std::fmt::Debug for v1::RegisterResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegisterResponse")
+            .field("heartbeat_ms", &self.heartbeat_ms)
+            .field("lease_ms", &self.lease_ms)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The version that a master and its workers must share.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

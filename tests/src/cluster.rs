@@ -84,7 +84,10 @@ impl Process {
     }
 
     /// The first line that it wrote on standard output.
-    async fn first_line(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// It ended or wrote none in time; the end of its log is in the message.
+    pub async fn first_line(&mut self) -> Result<String> {
         let (stdout, log, name) = (self.stdout.clone(), self.log.clone(), self.name.clone());
         let child = &mut self.child;
         let mut ended = None;
@@ -171,6 +174,8 @@ pub struct Cluster {
     master: Option<Process>,
     masters_started: usize,
     workers: Vec<Worker>,
+    /// In the environment of the processes that are started from now on.
+    variables: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -179,7 +184,24 @@ impl Cluster {
     /// # Errors
     /// The binary is missing, or a process does not come up.
     pub async fn start(workers: usize, slots: usize) -> Result<Self> {
-        Self::start_with(workers, slots, None).await
+        Self::start_with(workers, slots, None, &[]).await
+    }
+
+    /// As [`Self::start`], with variables in the environment of all processes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_under(
+        workers: usize,
+        slots: usize,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::start_with(workers, slots, None, variables).await
+    }
+
+    /// A variable for the processes that are started from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// As [`Self::start`], with a proxy between workers and master.
@@ -189,10 +211,15 @@ impl Cluster {
     pub async fn start_behind_proxy(workers: usize, slots: usize) -> Result<Self> {
         // It is told where the master is when that is known.
         let front = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 1))).await?;
-        Self::start_with(workers, slots, Some(front)).await
+        Self::start_with(workers, slots, Some(front), &[]).await
     }
 
-    async fn start_with(workers: usize, slots: usize, front: Option<Proxy>) -> Result<Self> {
+    async fn start_with(
+        workers: usize,
+        slots: usize,
+        front: Option<Proxy>,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let dir = logs()?.join(unique("cluster"));
         std::fs::create_dir_all(dir.join("state"))?;
         std::fs::create_dir_all(dir.join("tmp"))?;
@@ -205,7 +232,11 @@ impl Cluster {
             master: None,
             masters_started: 0,
             workers: Vec::new(),
+            variables: Vec::new(),
         };
+        for (name, value) in variables {
+            cluster.set_variable(name, value);
+        }
         cluster.show_logs();
         cluster.restart_master().await?;
         for _ in 0..workers {
@@ -246,7 +277,10 @@ impl Cluster {
 
     fn command(&self, role: &str) -> Result<Command> {
         let mut command = Command::new(binary()?);
-        command.arg(role).env("TMPDIR", self.dir.join("tmp"));
+        command
+            .arg(role)
+            .env("TMPDIR", self.dir.join("tmp"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -278,6 +312,17 @@ impl Cluster {
         }
         let healthy = async || Ok((self.http_get("/healthz").await?.0 == 200).then_some(()));
         wait_for("the master to answer", SOON, healthy).await
+    }
+
+    /// Stops the master as an operator would (SIGTERM) and waits for its end.
+    ///
+    /// # Errors
+    /// There is none, or it does not end.
+    pub async fn stop_master(&mut self) -> Result<()> {
+        let mut master = self.master.take().context("there is no master")?;
+        master.signal(Signal::SIGTERM)?;
+        master.ended(SOON).await?;
+        Ok(())
     }
 
     /// Kills the master with SIGKILL.
@@ -452,9 +497,22 @@ impl Cluster {
     /// # Errors
     /// The master does not answer within five seconds, or not in HTTP.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        Self::http_at(self.http, "GET", path).await
+    }
+
+    /// Where the master serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Status and body of what a master at this address answers to a request without a body.
+    ///
+    /// # Errors
+    /// It does not answer within five seconds, or not in HTTP.
+    pub async fn http_at(http: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
         let exchange = async {
-            let mut stream = TcpStream::connect(self.http).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            let mut stream = TcpStream::connect(http).await?;
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut response = String::new();
             stream.read_to_string(&mut response).await?;
@@ -462,15 +520,15 @@ impl Cluster {
         };
         let response = tokio::time::timeout(Duration::from_secs(5), exchange)
             .await
-            .with_context(|| format!("GET {path}"))??;
+            .with_context(|| format!("{method} {path}"))??;
         let (head, body) = response
             .split_once("\r\n\r\n")
-            .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+            .with_context(|| format!("{method} {path}: no HTTP: {response:?}"))?;
         let status = head
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok())
-            .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+            .with_context(|| format!("{method} {path}: no status: {head:?}"))?;
         Ok((status, body.to_owned()))
     }
 
@@ -486,7 +544,7 @@ impl Cluster {
         serde_json::from_str(&body).with_context(|| format!("GET {path}: {body:?}"))
     }
 
-    /// The ids of the workers that the master knows.
+    /// The ids of the workers that the master has.
     ///
     /// # Errors
     /// Those of [`Self::json`].
@@ -497,6 +555,7 @@ impl Cluster {
             .with_context(|| format!("no workers in {page}"))?;
         Ok(workers
             .iter()
+            .filter(|worker| worker["state"] != "lost")
             .filter_map(|worker| worker["id"].as_str())
             .map(str::to_owned)
             .collect())

@@ -4,6 +4,7 @@
 //! `ESSAIM_TEST_KAFKA`. The binary under test is the one beside the tests in the target folder.
 
 pub mod broker;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod kafka;

@@ -33,7 +33,7 @@ async fn two_workers_find_their_master() -> Result<()> {
     assert_eq!(shown, started, "{page}");
     for worker in workers {
         assert_eq!(worker["slots"], 2, "{worker}");
-        assert_eq!(worker["state"], "alive", "{worker}");
+        assert_eq!(worker["state"], "active", "{worker}");
     }
     Ok(())
 }

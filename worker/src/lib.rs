@@ -9,8 +9,9 @@ mod tasks;
 use crate::membership::Membership;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
-use datafusion_distributed::WorkerQueryContext;
+use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use essaim_common::broadcast::Broadcasts;
+use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
@@ -22,8 +23,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -41,6 +40,8 @@ pub struct WorkerConfig {
     pub slots: usize,
     /// Memory for all its tasks together, in bytes.
     pub memory_bytes: u64,
+    /// Who may call, and how others are called.
+    pub security: Security,
 }
 
 impl Default for WorkerConfig {
@@ -51,6 +52,7 @@ impl Default for WorkerConfig {
             advertise: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 2 << 30,
+            security: Security::default(),
         }
     }
 }
@@ -71,12 +73,16 @@ impl Worker {
     /// # Errors
     /// The address is taken.
     pub async fn start(config: WorkerConfig) -> Result<Self> {
+        let secret = ClusterSecret::unknown();
+        let gate = Gate::open(&config.security, Some(secret.clone()))?;
+        let peers = Peers::new(&config.security.identity, secret.clone())?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|e| Error::invalid(format!("cannot listen on {}: {e}", config.listen)))?;
         let address = listener
             .local_addr()
             .map_err(|e| Error::internal(e.to_string()))?;
+        gate.check(address, true)?;
 
         let runtime = session::runtime(config.memory_bytes)?;
         let gauge = Gauge::default();
@@ -96,18 +102,20 @@ impl Worker {
                 if let Some(warm) = exchange_config.get_extension::<essaim_common::scope::Warm>() {
                     config.set_extension(warm);
                 }
+                config.set_distributed_channel_resolver(peers.clone());
                 async move { Ok(session::with_essaim(builder).build()) }
             },
         )
         .with_runtime_env(Arc::clone(&runtime))
+        .with_max_message_size(MAX_MESSAGE_BYTES / 4)
         .with_version(essaim_proto::VERSION);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
         let service = TaskService::new(state, gauge.clone());
         let stop = CancellationToken::new();
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        let server = gate
+            .grpc()
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -116,17 +124,18 @@ impl Worker {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
-            .add_service(exchange.into_worker_server())
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop.clone().cancelled_owned(),
-            );
+            .add_service(
+                exchange
+                    .into_worker_server()
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .serve_with_incoming_shutdown(gate.incoming(listener), stop.clone().cancelled_owned());
         let server = tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership = Membership::start(&config, address, gauge.clone(), runtime)?;
+        let membership = Membership::start(&config, address, gauge.clone(), runtime, secret)?;
         Ok(Self {
             address,
             gauge,

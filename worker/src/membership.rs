@@ -3,6 +3,7 @@
 use crate::WorkerConfig;
 use crate::tasks::Gauge;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use essaim_common::net::{ClusterSecret, Credentials, Link, link};
 use essaim_common::{Error, Result};
 use essaim_proto::VERSION;
 use essaim_proto::v1::cluster_client::ClusterClient;
@@ -13,9 +14,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+/// How long the master may take to accept a connection or to answer.
+const CALL: Duration = Duration::from_secs(3);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
 
 /// The worker's place in the registry. It lives on a thread of its own, so that tasks never hold up a heartbeat.
@@ -32,17 +35,14 @@ impl Membership {
         address: SocketAddr,
         gauge: Gauge,
         runtime: Arc<RuntimeEnv>,
+        secret: ClusterSecret,
     ) -> Result<Self> {
-        let endpoint = Endpoint::from_shared(config.master.clone())
-            .map_err(|e| {
-                Error::invalid(format!(
-                    "--master {}: {e}; write http://HOST:7077",
-                    config.master
-                ))
-            })?
-            .connect_timeout(Duration::from_secs(3))
-            .timeout(Duration::from_secs(3))
-            .tcp_nodelay(true);
+        let identity = &config.security.identity;
+        let endpoint = link::endpoint(&config.master, identity, CALL)
+            .map_err(|error| error.context("--master"))?
+            .timeout(CALL);
+        // A token file that is missing is known now and not when the master answers.
+        Credentials::of(identity)?;
         let drain = CancellationToken::new();
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
@@ -53,6 +53,7 @@ impl Membership {
             address,
             gauge,
             runtime,
+            secret,
             drain: drain.clone(),
             leave: leave.clone(),
         };
@@ -93,6 +94,8 @@ struct Member {
     address: SocketAddr,
     gauge: Gauge,
     runtime: Arc<RuntimeEnv>,
+    /// What the master hands out at registration.
+    secret: ClusterSecret,
     drain: CancellationToken,
     leave: CancellationToken,
 }
@@ -114,23 +117,35 @@ impl Member {
             }
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
         }
-        let mut client = ClusterClient::new(self.endpoint.connect_lazy());
-        let request = LeaveRequest {
-            worker_id: self.id.clone(),
-        };
-        if let Err(status) = client.leave(request).await {
-            tracing::debug!(%status, "the master did not hear that the worker leaves");
+        if let Err(error) = self.say_goodbye().await {
+            tracing::debug!(%error, "the master did not hear that the worker leaves");
         }
     }
 
-    /// Registers and renews until the lease is lost.
-    async fn one_lease(&self, back_off: &mut Duration) -> Result<()> {
+    async fn say_goodbye(&self) -> Result<()> {
+        let request = LeaveRequest {
+            worker_id: self.id.clone(),
+        };
+        self.client().await?.leave(request).await?;
+        Ok(())
+    }
+
+    /// A connection to the master, with the token as it is now.
+    async fn client(&self) -> Result<ClusterClient<Link>> {
+        let credentials = Credentials::of(&self.config.security.identity)?;
         let channel = self
             .endpoint
             .connect()
             .await
             .map_err(|e| Error::unavailable(format!("{e:?}")))?;
-        let mut client: ClusterClient<Channel> = ClusterClient::new(channel);
+        Ok(ClusterClient::new(Link::new(channel, credentials)))
+    }
+
+    /// Registers and renews until the lease is lost.
+    async fn one_lease(&self, back_off: &mut Duration) -> Result<()> {
+        let mut client = self.client().await?;
+        // A master that has the address may call before its answer is here.
+        let registering = self.secret.registering();
         let lease = client
             .register(RegisterRequest {
                 worker_id: self.id.clone(),
@@ -141,6 +156,10 @@ impl Member {
             })
             .await?
             .into_inner();
+        self.secret
+            .set(&lease.secret)
+            .map_err(|error| error.context("the master's secret"))?;
+        drop(registering);
         tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, "registered");
         *back_off = FIRST_BACK_OFF;
         let period = Duration::from_millis(lease.heartbeat_ms.max(10));
@@ -181,8 +200,12 @@ impl Member {
         } else {
             self.address.ip()
         };
+        let scheme = match self.config.security.identity.cert {
+            Some(_) => "https",
+            None => "http",
+        };
         Ok(format!(
-            "http://{}",
+            "{scheme}://{}",
             SocketAddr::new(ip, self.address.port())
         ))
     }

@@ -4,6 +4,7 @@ use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
+use essaim_common::bad_records::BadRecords;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
@@ -12,6 +13,7 @@ use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
+use essaim_proto::v1;
 use essaim_proto::v1::{
     DropBroadcastsRequest, DropBroadcastsResponse, PutBroadcastRequest, PutBroadcastResponse,
     RunRequest, RunResponse, TaskDone, TaskProgress, run_response::Part,
@@ -88,6 +90,7 @@ impl TaskService {
             task_index: request.partition as usize,
             task_count: 0,
         }));
+        config.set_extension(Arc::new(BadRecords::default()));
         if let Some(epoch) = &request.epoch {
             config.set_extension(Arc::new(EpochParams {
                 epoch: epoch.epoch,
@@ -125,6 +128,7 @@ impl TaskService {
                 request.task
             )));
         }
+        let bad_records = context.session_config().get_extension();
         let rows = plan.execute(0, context)?;
         let entered = self.gauge.enter();
         tracing::debug!(task = %request.task, "running");
@@ -132,6 +136,7 @@ impl TaskService {
             plan,
             ipc::encode_stream(rows),
             entered,
+            bad_records.unwrap_or_default(),
             request.task,
         )))
     }
@@ -142,6 +147,7 @@ fn respond(
     plan: Arc<dyn ExecutionPlan>,
     chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
     entered: Entered,
+    bad_records: Arc<BadRecords>,
     task: String,
 ) -> impl Stream<Item = Result<RunResponse>> + Send + 'static {
     // A panic in a plan is an error of this task, not the end of a connection that others share.
@@ -158,42 +164,69 @@ fn respond(
     let mut ticks = tokio::time::interval(PROGRESS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.reset();
-    let state = Some((Box::pin(chunks), ticks, plan, entered));
+    let state = Answer::Rows(Box::pin(chunks), ticks, plan, entered);
     futures::stream::unfold(state, move |state| {
-        let task = task.clone();
+        let (task, bad_records) = (task.clone(), Arc::clone(&bad_records));
         async move {
-            let (mut chunks, mut ticks, plan, entered) = state?;
+            let (mut chunks, mut ticks, plan, entered) = match state {
+                Answer::Rows(chunks, ticks, plan, entered) => (chunks, ticks, plan, entered),
+                Answer::Last(last) => return Some((*last, Answer::Over)),
+                Answer::Over => return None,
+            };
             let part = tokio::select! {
                 biased;
                 chunk = chunks.next() => match chunk {
                     Some(Ok(chunk)) => Part::ArrowIpc(chunk),
-                    Some(Err(error)) => {
-                        tracing::warn!(%task, %error, "failed");
-                        return Some((Err(error), None));
-                    }
-                    None => {
-                        let rows_out = plan
-                            .metrics()
-                            .and_then(|metrics| metrics.output_rows())
-                            .unwrap_or_default() as u64;
-                        let mut done = TaskDone {
-                            progress: Some(progress(&plan)),
-                            rows_out,
-                            ..TaskDone::default()
+                    ended => {
+                        let last = match ended {
+                            Some(Err(error)) => {
+                                tracing::warn!(%task, %error, "failed");
+                                Err(error)
+                            }
+                            _ => Ok(response(Part::Done(done(&plan)))),
                         };
-                        add_facts(&plan, &mut done);
-                        let done = Part::Done(done);
-                        return Some((Ok(RunResponse { part: Some(done) }), None));
+                        let records = bad_records.noted();
+                        if records.is_empty() {
+                            return Some((last, Answer::Over));
+                        }
+                        let told = response(Part::BadRecords(v1::BadRecords { records }));
+                        return Some((Ok(told), Answer::Last(Box::new(last))));
                     }
                 },
                 _ = ticks.tick() => Part::Progress(progress(&plan)),
             };
-            Some((
-                Ok(RunResponse { part: Some(part) }),
-                Some((chunks, ticks, plan, entered)),
-            ))
+            let next = Answer::Rows(chunks, ticks, plan, entered);
+            Some((Ok(response(part)), next))
         }
     })
+}
+
+/// Where the answer to a call stands.
+enum Answer<S> {
+    Rows(S, tokio::time::Interval, Arc<dyn ExecutionPlan>, Entered),
+    /// The last word, after what was told before it.
+    Last(Box<Result<RunResponse>>),
+    Over,
+}
+
+fn response(part: Part) -> RunResponse {
+    RunResponse { part: Some(part) }
+}
+
+/// The last word of an attempt that succeeded.
+fn done(plan: &Arc<dyn ExecutionPlan>) -> TaskDone {
+    let rows_out = plan
+        .metrics()
+        .and_then(|metrics| metrics.output_rows())
+        .unwrap_or_default() as u64;
+    let mut done = TaskDone {
+        progress: Some(progress(plan)),
+        rows_out,
+        ..TaskDone::default()
+    };
+    add_facts(plan, &mut done);
+    node_rows(plan, &mut done.node_rows);
+    done
 }
 
 /// What the leaves of a plan have counted.
@@ -227,6 +260,36 @@ fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
         sum.rows_in += metrics.output_rows().unwrap_or_default() as u64;
         sum.bytes_in += count("bytes_scanned");
     }
+}
+
+/// What each node of a plan has yielded, from the root down, left to right; -1 if it does not count. Returns the root's.
+fn node_rows(plan: &Arc<dyn ExecutionPlan>, rows: &mut Vec<i64>) -> i64 {
+    let position = rows.len();
+    rows.push(-1);
+    let children: Vec<i64> = plan
+        .children()
+        .into_iter()
+        .map(|child| node_rows(child, rows))
+        .collect();
+    let metrics = plan.metrics();
+    let count = |name: &str| {
+        let sum = metrics.as_ref().and_then(|found| found.sum_by_name(name));
+        sum.map_or(0, |value| value.as_usize() as i64)
+    };
+    let own = if plan.is::<ScanExec>() {
+        let dropped = ["records_skipped", "records_dead_lettered", "late_rows"];
+        count("rows_in") - dropped.into_iter().map(count).sum::<i64>()
+    } else if let (Some(filter), [input]) = (plan.downcast_ref::<LateFilterExec>(), &children[..]) {
+        match input {
+            -1 => -1,
+            input => input - filter.late_rows() as i64,
+        }
+    } else {
+        let counted = metrics.as_ref().and_then(|found| found.output_rows());
+        counted.map_or(-1, |rows| rows as i64)
+    };
+    rows[position] = own;
+    own
 }
 
 /// What an epoch is told of its rows: the latest event times, and how many came too late.

@@ -25,6 +25,12 @@ impl Cluster for ClusterService {
         Ok(Response::new(RegisterResponse {
             heartbeat_ms: HEARTBEAT.as_millis() as u64,
             lease_ms: LEASE.as_millis() as u64,
+            secret: self
+                .0
+                .peers()
+                .secret()
+                .current()
+                .map_or_else(String::new, |secret| secret.expose().to_owned()),
         }))
     }
 
@@ -47,7 +53,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
-        self.0.remove(&request.into_inner().worker_id, "by itself");
+        self.0.leave(&request.into_inner().worker_id);
         Ok(Response::new(LeaveResponse {}))
     }
 }

@@ -69,7 +69,8 @@ impl Jobs for JobsService {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Job> {
         let job = self.find(&request.into_inner().job_id)?;
-        Ok(Response::new(job.read(|record| record.to_proto(true))))
+        let shown = self.0.jobs.look(&job, |record| record.to_proto(true));
+        Ok(Response::new(shown.await?))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Answer<v1::CancelResponse> {

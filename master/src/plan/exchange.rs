@@ -44,6 +44,7 @@ pub async fn plan(
 ) -> Result<(Arc<dyn ExecutionPlan>, SessionState)> {
     let state = SessionStateBuilder::new_from_existing(planner.state())
         .with_distributed_worker_resolver(Members(Arc::clone(registry)))
+        .with_distributed_channel_resolver(registry.peers().clone())
         .with_distributed_user_codec(EssaimCodec)
         .with_distributed_option_extension(planner.settings())
         .with_distributed_desired_task_count_handler(desired_tasks)

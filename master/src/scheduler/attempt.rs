@@ -1,12 +1,17 @@
 //! One task from its first attempt to its result: where it runs, when it runs again, which attempt counts.
 
-use crate::jobs::model::{AttemptRecord, MAX_ATTEMPTS_KEPT, Outcome, now_ms};
+use crate::events::{EventKind, Severity};
+use crate::jobs::model::{
+    AttemptRecord, JobError, MAX_ATTEMPTS_KEPT, Outcome, Place, now_ms,
+};
+use crate::plan::shape;
 use crate::plan::stage::Stage;
-use crate::registry::Slot;
+use crate::registry::{RunningTask, Slot};
 use crate::scheduler::spool::{Spool, SpoolWriter};
 use crate::scheduler::{Pace, Stages, TaskFacts};
 use datafusion::execution::TaskContext;
 use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
+use essaim_common::bad_records::MAX_BAD_RECORDS;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::Decoder;
 use essaim_common::{Error, Result};
@@ -161,7 +166,18 @@ impl Attempts {
             self.pace.start();
         }
         let started = Instant::now();
-        let mut record = Record::new(self, partition, number, slot.worker());
+        let split = self.stage.task_label(partition);
+        slot.runs(RunningTask {
+            job_name: self.stages.job.read(|record| record.name.clone()),
+            job: job.clone(),
+            query: self.stages.query as u32,
+            stage: self.stage.id,
+            task: partition as u32,
+            attempt: number,
+            split: split.clone(),
+            started_ms: now_ms(),
+        });
+        let mut record = Record::new(self, partition, number, slot.worker(), split);
         let name = format!(
             "{job}/{}/{}/{partition}/{number}",
             self.stages.query, self.stage.id
@@ -180,6 +196,7 @@ impl Attempts {
                 let lost = error.is_transient() && !registry.probe(slot.worker()).await;
                 let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
                 record.end(outcome, &error.to_string());
+                self.tell_failure(partition, number, slot.worker(), &error);
                 Err(Failure {
                     worker: Some(slot.worker().to_owned()),
                     lost,
@@ -187,6 +204,20 @@ impl Attempts {
                 })
             }
         }
+    }
+
+    /// Keeps the error with the job.
+    fn tell_failure(&self, partition: usize, number: u32, worker: &str, error: &Error) {
+        let (job, stage) = (&self.stages.job, self.stage.id);
+        let what = format!("attempt {number} of task {partition} of stage {stage} on {worker}");
+        job.record_error(JobError::now(format!("{what}: {error}")));
+        let message = format!("{what} failed: {error}");
+        job.event(
+            EventKind::TaskFailed,
+            Severity::Warning,
+            Some(worker),
+            message,
+        );
     }
 
     /// The call itself: everything that the worker sends, kept until its last word.
@@ -239,6 +270,7 @@ impl Attempts {
                 Some(Part::Progress(progress)) => record.progress(&progress),
                 Some(Part::Done(done)) => {
                     record.progress(&done.progress.unwrap_or_default());
+                    let rows = shape::of_task(&self.stage, partition, &done.node_rows);
                     let facts = TaskFacts::from(done);
                     // The call is read to its end: one that is dropped before counts as reset, and a connection bears
                     // only so many of those. The result is complete already, whatever comes.
@@ -246,7 +278,20 @@ impl Attempts {
                         tokio::time::timeout(SILENCE, responses.message()).await
                     {
                     }
-                    return Ok((spool.finish()?, facts));
+                    let spool = spool.finish()?;
+                    // The stages of an epoch belong to all INSERTs.
+                    let query = self.stages.epoch.is_none().then_some(self.stages.query);
+                    let place = Place::Stage(self.stage.id);
+                    self.stages.job.add_rows(query, place, &rows);
+                    return Ok((spool, facts));
+                }
+                Some(Part::BadRecords(bad)) => {
+                    for record in bad.records.into_iter().take(MAX_BAD_RECORDS) {
+                        let partition = format!("{}[{}]", record.topic, record.partition);
+                        let table = self.stage.table_of(&partition);
+                        let error = JobError::of_record(record, table);
+                        self.stages.job.record_error(error);
+                    }
                 }
                 None => {
                     return Err(Error::unavailable(format!(
@@ -278,8 +323,13 @@ struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    fn new(attempts: &'a Attempts, partition: usize, number: u32, worker: &str) -> Self {
-        let split = attempts.stage.task_label(partition);
+    fn new(
+        attempts: &'a Attempts,
+        partition: usize,
+        number: u32,
+        worker: &str,
+        split: String,
+    ) -> Self {
         let position = attempts.update(|stage| {
             stage.tasks_running += 1;
             if stage.attempts.len() >= MAX_ATTEMPTS_KEPT {
@@ -330,6 +380,9 @@ impl<'a> Record<'a> {
             if outcome == Outcome::Succeeded {
                 stage.tasks_done += 1;
             } else {
+                if matches!(outcome, Outcome::Failed | Outcome::Lost) {
+                    stage.tasks_failed += 1;
+                }
                 // Only winning attempts count.
                 stage.rows_in -= counted.rows_in;
                 stage.bytes_in -= counted.bytes_in;

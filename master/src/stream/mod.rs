@@ -24,7 +24,9 @@ mod upper;
 mod watermark;
 
 use crate::Shared;
+use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
+use crate::jobs::model::JobError;
 use crate::stream::checkpoint::Checkpoint;
 use crate::stream::finish::Finisher;
 use crate::stream::read::Epoch;
@@ -174,8 +176,11 @@ impl Failures {
         let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
         let pause = pause.min(LONGEST_BACK_OFF);
         tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
+        let message = format!("failed {} times in a row, tried again: {error}", self.count);
+        job.event(EventKind::EpochFailed, Severity::Warning, None, &message);
         job.update(|record| {
-            record.message = format!("failed {} times in a row, tried again: {error}", self.count);
+            record.record_error(JobError::now(error.to_string()));
+            record.message = message;
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(After::Again),
@@ -201,7 +206,12 @@ impl Waits {
         let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
         self.0 += 1;
         tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
-        job.update(|record| record.message = format!("epochs wait for the state dir: {error}"));
+        let message = format!("epochs wait for the state dir: {error}");
+        if self.0 == 1 {
+            job.event(EventKind::EpochWaits, Severity::Warning, None, &message);
+            job.record_error(JobError::now(&message));
+        }
+        job.update(|record| record.message = message);
         tokio::time::sleep(pause).await;
     }
 
