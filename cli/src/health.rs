@@ -1,9 +1,10 @@
 //! `essaim health`: whether a server on this machine serves, for the health check of a container.
 
 use crate::client::{DEFAULT_MASTER, Failure};
+use crate::security::{TlsArgs, TokenArgs};
 use anyhow::Result;
+use essaim_common::net::{Identity, link};
 use std::time::Duration;
-use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -18,16 +19,20 @@ pub struct HealthArgs {
     /// The gRPC addresses to ask: it is enough that one of them serves.
     #[arg(value_name = "URL", default_values = [DEFAULT_MASTER, DEFAULT_WORKER])]
     servers: Vec<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// Asks one server after the other until one serves.
 ///
 /// # Errors
-/// [`Failure::Failed`], exit code 1, with what each of them said.
+/// [`Failure::Failed`], exit code 1, with what each of them said; certificates that cannot be read.
 pub async fn health(args: HealthArgs) -> Result<()> {
+    // Health is asked for without a token.
+    let identity = args.tls.identity(&TokenArgs::default())?;
     let mut said = Vec::with_capacity(args.servers.len());
     for server in args.servers {
-        match tokio::time::timeout(PATIENCE, ask(&server)).await {
+        match tokio::time::timeout(PATIENCE, ask(&server, &identity)).await {
             Ok(Ok(ServingStatus::Serving)) => return Ok(()),
             Ok(Ok(status)) => said.push(format!("{server} answers {}", status.as_str_name())),
             Ok(Err(error)) => said.push(format!("{server} does not serve ({error:#})")),
@@ -37,8 +42,10 @@ pub async fn health(args: HealthArgs) -> Result<()> {
     Err(Failure::Failed(said.join("; ")).into())
 }
 
-async fn ask(server: &str) -> Result<ServingStatus> {
-    let channel = Endpoint::from_shared(server.to_owned())?.connect().await?;
+async fn ask(server: &str, identity: &Identity) -> Result<ServingStatus> {
+    let channel = link::endpoint(server, identity, PATIENCE)?
+        .connect()
+        .await?;
     let answer = HealthClient::new(channel)
         .check(HealthCheckRequest::default())
         .await?;
@@ -71,13 +78,18 @@ mod tests {
         format!("http://{}", listener.local_addr().unwrap())
     }
 
+    async fn ask_all(servers: Vec<String>) -> Result<()> {
+        let tls = TlsArgs::default();
+        health(HealthArgs { servers, tls }).await
+    }
+
     #[tokio::test]
     async fn one_server_that_serves_is_enough() {
         let servers = vec![
             nobody().await,
             server(tonic_health::ServingStatus::Serving).await,
         ];
-        health(HealthArgs { servers }).await.unwrap();
+        ask_all(servers).await.unwrap();
     }
 
     #[tokio::test]
@@ -85,7 +97,7 @@ mod tests {
         let away = nobody().await;
         let stopping = server(tonic_health::ServingStatus::NotServing).await;
         let servers = vec![away.clone(), stopping.clone()];
-        let error = health(HealthArgs { servers }).await.unwrap_err();
+        let error = ask_all(servers).await.unwrap_err();
         let failure = error.downcast_ref::<Failure>().unwrap();
         assert_eq!(failure.exit_code(), 1);
         let text = failure.to_string();
