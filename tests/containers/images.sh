@@ -4,8 +4,10 @@
 here=$(dirname "${BASH_SOURCE[0]}")
 base=debian:bookworm-slim
 # The names as compose.yaml has them: there is one place to change a version.
-kafka=$(sed -n 's/^ *image: \(apache\/kafka:.*\)/\1/p' "$here/../../docker/compose.yaml" | head -n 1)
-postgres=$(sed -n 's/^ *image: \(postgres:.*\)/\1/p' "$here/../../docker/compose.yaml" | head -n 1)
+named() { sed -n "s|^ *image: \($1:.*\)|\1|p" "$here/../../docker/compose.yaml" | head -n 1; }
+kafka=$(named apache/kafka)
+postgres=$(named postgres)
+prometheus=$(named prom/prometheus)
 
 # Makes an image by the command that follows its name, unless it is there or can be pulled.
 provide() {
@@ -59,9 +61,8 @@ make_kafka() {
   rm -rf "$context"
 }
 
-make_postgres() {
-  quietly "$docker" build -t "$postgres" "$here/images/postgres"
-}
+make_postgres() { quietly "$docker" build -t "$postgres" "$here/images/postgres"; }
+make_prometheus() { quietly "$docker" build -t "$prometheus" "$here/images/prometheus"; }
 
 # Essaim's image: the last stage of docker/Dockerfile, around the binary $1 instead of one that is built for an hour.
 make_essaim() {
