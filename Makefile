@@ -6,7 +6,7 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test pages chaos soak lint bench services services-stop setup
+.PHONY: demo test test-containers pages chaos soak lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
@@ -25,6 +25,12 @@ pages: web/dist/charts.js
 web/dist/charts.js: web/charts/charts.js web/charts/charts.css web/package-lock.json
 	@scripts/setup pages
 	@cd web && npm run --silent build
+
+# Essaim in containers, as docker/compose.yaml runs it, while they are killed, cut off, restarted and stopped. Installs docker
+# and starts its daemon where there is none; the first time it makes or pulls the images, which takes minutes.
+test-containers: setup pages
+	@cargo build --quiet --locked --bin essaim
+	@tests/containers/run "$(CARGO_TARGET_DIR)/debug/essaim"
 
 # A loaded streaming job while its workers, master, broker, database and connections die: each row is in each sink once.
 # ROUNDS and SEED say how long and what goes wrong. `make test` runs 10 rounds of it.

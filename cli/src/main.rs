@@ -6,6 +6,7 @@ mod demo;
 mod epoch_text;
 #[cfg(test)]
 mod fake;
+mod health;
 mod job_json;
 mod job_text;
 mod jobs;
@@ -56,6 +57,8 @@ enum Command {
     /// Run a job on a cluster, a broker and a database of its own, and kill a worker meanwhile.
     #[command(after_help = EXIT_CODES)]
     Demo(demo::DemoArgs),
+    /// Ask whether a server on this machine serves: exit code 0 if one does, else 1.
+    Health(health::HealthArgs),
     /// Run SQL: one statement, a file, or a shell.
     #[command(after_help = EXIT_CODES)]
     Sql(sql::SqlArgs),
@@ -120,6 +123,7 @@ impl Command {
             Self::Master(args) => serve::master(args).await,
             Self::Worker(args) => serve::worker(args).await,
             Self::Demo(args) => demo::run(args).await,
+            Self::Health(args) => health::health(args).await,
             // These two look after Ctrl-C themselves: a shell goes on after it.
             Self::Local(args) => serve::local(args).await,
             Self::Sql(args) => sql::run(args).await,
