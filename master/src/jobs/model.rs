@@ -42,18 +42,6 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// As in metrics and JSON.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-            Self::Stopped => "stopped",
-        }
-    }
-
     /// Whether the job has ended.
     pub fn is_final(self) -> bool {
         self >= Self::Succeeded

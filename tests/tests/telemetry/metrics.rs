@@ -127,7 +127,7 @@ async fn metrics_count_what_happened_and_are_what_docs_dashboard_and_alerts_name
     assert_eq!(one("essaim_jobs_ended_total", &ended), Some(1.0));
     assert_eq!(one("essaim_cluster_slots", &[]), Some(4.0));
     assert_eq!(
-        one("essaim_cluster_workers", &[("state", "alive")]),
+        one("essaim_cluster_workers", &[("state", "active")]),
         Some(2.0)
     );
     assert_eq!(one("essaim_cluster_workers_joined_total", &[]), Some(2.0));
