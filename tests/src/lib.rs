@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod kafka;
 pub mod postgres;
 pub mod proxy;
+pub mod schema;
 pub mod sql;
 pub mod tpch;
 
