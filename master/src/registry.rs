@@ -18,7 +18,6 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-use utoipa::ToSchema;
 
 /// How often a worker shall be heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -37,7 +36,7 @@ const LOST_KEPT: Duration = Duration::from_secs(600);
 const MAX_LOST_KEPT: usize = 100;
 
 /// Whether a worker takes tasks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     Active,
