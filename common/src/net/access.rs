@@ -152,10 +152,10 @@ impl Access {
                     )),
                 }
             }
-            Needs::Thought if inner.tokens.is_some() || inner.secret.is_some() => {
+            Needs::Unlisted if inner.tokens.is_some() || inner.secret.is_some() => {
                 Err(Refusal::Forbidden(format!("{what} is open to no role")))
             }
-            Needs::Thought => self.pace(by_address),
+            Needs::Unlisted => self.pace(by_address),
             Needs::Role(role) => match &inner.tokens {
                 Some(tokens) => match self.bearer(tokens, role, what, headers) {
                     Ok(name) => self.pace(Client::Name(name)),
@@ -291,7 +291,7 @@ mod tests {
             );
             assert_eq!(ask(Needs::Nothing, &headers).await, Ok(()));
         }
-        for needs in [Needs::Thought, Needs::Secret] {
+        for needs in [Needs::Unlisted, Needs::Secret] {
             assert!(ask(needs, &eve).await.is_err());
         }
     }

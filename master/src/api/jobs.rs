@@ -234,8 +234,8 @@ fn chunks(
                     () = job.cancelled() => Err(Error::cancelled("cancelled")),
                 };
                 match begun {
-                    Ok(rows) => Running {
-                        rows: Box::pin(ipc::encode_stream(rows)),
+                    Ok((rows, most)) => Running {
+                        rows: Box::pin(at_most(most, ipc::encode_stream(rows))),
                         scope,
                         guard,
                     },
@@ -270,13 +270,31 @@ fn chunks(
     })
 }
 
-/// Runs the statements up to the last one and starts that one.
+/// The chunks of a result until they are more than `most` bytes together.
+fn at_most(
+    most: u64,
+    chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
+) -> impl Stream<Item = Result<bytes::Bytes>> + Send + 'static {
+    let mut sent = 0;
+    chunks.map(move |chunk| {
+        let chunk = chunk?;
+        sent += chunk.len() as u64;
+        if sent > most {
+            return Err(Error::exhausted(format!(
+                "the result has more than {most} bytes: INSERT it INTO a table, add a LIMIT, or SET essaim.max_result_bytes higher"
+            )));
+        }
+        Ok(chunk)
+    })
+}
+
+/// Runs the statements up to the last one and starts that one. Returns its rows and how many bytes of them may be sent.
 async fn begin(
     shared: &Arc<Shared>,
     job: &Arc<JobHandle>,
     request: &v1::QueryRequest,
     scope: &Arc<JobScope>,
-) -> Result<SendableRecordBatchStream> {
+) -> Result<(SendableRecordBatchStream, u64)> {
     shared.jobs.advance(job, JobState::Running, "").await;
     let mut planner = Planner::new(
         Arc::clone(&shared.runtime),
@@ -314,11 +332,13 @@ async fn begin(
     if purpose(&last) == Purpose::Setup {
         own.set_up(last).await?;
         let schema = Arc::new(arrow::datatypes::Schema::empty());
-        return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        return Ok((Box::pin(EmptyRecordBatchStream::new(schema)), u64::MAX));
     }
+    let most = own.settings().max_result_bytes;
     scope.set_query(index as u32);
     let query = own.query(last).await?;
-    run::start(shared, &planner, job, index, query).await
+    let rows = run::start(shared, &planner, job, index, query).await?;
+    Ok((rows, most))
 }
 
 /// Chunks, and progress in between if it is wanted.

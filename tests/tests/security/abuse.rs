@@ -253,3 +253,22 @@ async fn a_client_that_asks_too_often_is_told_so_and_others_go_on() -> Result<()
     assert!(statuses.contains(&429), "{statuses:?}");
     still_works(&cluster).await
 }
+
+#[tokio::test]
+async fn a_result_that_is_too_large_names_its_setting() -> Result<()> {
+    let cluster = Guarded::start(Guard::Tokens, 1, &[]).await?;
+    let limited = |rows| {
+        let table = numbers("t", rows);
+        format!("SET essaim.max_result_bytes = 1000000; {table}SELECT value FROM t")
+    };
+    let (rows, _) = cluster.query(SUBMIT, &limited(10_000)).await?;
+    assert_eq!(integers(&rows, 0)?.len(), 10_000);
+    let error = cluster.query(SUBMIT, &limited(1_000_000)).await;
+    let status = error.err().context("it was sent")?.downcast::<Status>()?;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(
+        status.message().contains("essaim.max_result_bytes"),
+        "{status}"
+    );
+    Ok(())
+}
