@@ -217,8 +217,8 @@ impl Access {
     }
 }
 
-/// The token of `Authorization: Bearer TOKEN`, or the password of `Authorization: Basic …`, as browsers send it.
-fn presented(headers: &HeaderMap) -> Option<String> {
+/// The token that a request shows: of `Authorization: Bearer TOKEN`, or the password of `Authorization: Basic …`, as browsers send it.
+pub fn presented(headers: &HeaderMap) -> Option<String> {
     let (scheme, value) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let value = value.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
