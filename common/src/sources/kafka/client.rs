@@ -211,7 +211,8 @@ impl Connection {
             }
             refusal = client.context().take_refusal().or(refusal);
             let waits_on = refusal.as_ref().is_none_or(|refusal| !refusal.is_final());
-            if waits_on && is_silence(&error) && left > patience {
+            let silent = is_silence(&error);
+            if waits_on && silent && left > patience {
                 patience *= 2;
                 continue;
             }
@@ -223,11 +224,12 @@ impl Connection {
                 None => self.failed(what, &error),
             };
             // A broker that is spoken to without the TLS that it wants hangs up and says nothing.
-            return Err(match self.settings.contains_key("security.protocol") {
-                true => error,
-                false => error.with_hint(
+            let named = self.settings.contains_key("security.protocol");
+            return Err(match silent && !named {
+                true => error.with_hint(
                     "if they want TLS or a login, say which with kafka.security.protocol",
                 ),
+                false => error,
             });
         }
     }
