@@ -50,7 +50,7 @@ async fn send_gigabyte(mut link: Link, base: &str, path: &str) -> Result<(Code, 
     let sent = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&sent);
     let chunks = futures::stream::once(async move { Bytes::from(prefix) })
-        .chain(futures::stream::repeat_n(chunk, 1 << 10))
+        .chain(futures::stream::repeat(chunk).take(1 << 10))
         .map(move |bytes| {
             counted.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok::<_, Status>(http_body::Frame::data(bytes))
