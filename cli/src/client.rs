@@ -167,7 +167,7 @@ pub async fn connect(master: &MasterAddress) -> Result<JobsClient<Link>, Failure
         .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .user_agent(concat!("essaim/", env!("CARGO_PKG_VERSION")))
+        .user_agent(format!("essaim/{}", essaim_proto::VERSION))
         .map_err(|e| Failure::Usage(e.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| {
         Failure::Unreachable(format!(

@@ -100,6 +100,7 @@ impl Jobs for Fake {
             return Err(Status::invalid_argument("line 1, column 1: nonsense"));
         }
         Ok(Response::new(SubmitResponse {
+            queue_position: 0,
             job_id: "0190".into(),
         }))
     }

@@ -7,6 +7,7 @@ use crate::watch::{View, now_ms, watch};
 use anyhow::{Context, Result};
 use essaim_proto::v1::{
     CancelRequest, GetRequest, Job, JobKind, JobState, ListRequest, StopRequest, SubmitRequest,
+    SubmitResponse,
 };
 use std::io::{Read, Write};
 
@@ -102,6 +103,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
         if args.json {
             return Ok(job_json::print(&job_json::submitted(&submitted))?);
         }
+        say_place(&submitted);
         return say(&id);
     }
     if !args.json {
@@ -204,6 +206,16 @@ pub async fn cancel(args: CancelArgs) -> Result<()> {
         say(&had_ended(&args.job, state))
     } else {
         say(&format!("job {} is cancelled", args.job))
+    }
+}
+
+/// Tells a person, not a script, that the job waits.
+fn say_place(submitted: &SubmitResponse) {
+    if submitted.queue_position > 0 {
+        eprintln!(
+            "queued: number {} of those that wait for other jobs to end",
+            submitted.queue_position
+        );
     }
 }
 

@@ -5,18 +5,26 @@
 
 pub mod api;
 mod batch;
+pub mod events;
 pub mod jobs;
+mod metrics;
 pub mod plan;
 pub mod registry;
 mod run;
 pub mod scheduler;
+pub mod shares;
 pub mod stream;
 
 use crate::api::cluster::ClusterService;
+use crate::api::http::updates::Updates;
 use crate::api::jobs::JobsService;
+use crate::events::{EventKind, Events, Severity};
 use crate::jobs::Jobs;
+use crate::jobs::model::now_ms;
+use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use essaim_common::metrics::GrpcErrors;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::{Error, Result, session};
@@ -29,14 +37,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::util::MapResponseLayer;
 
-/// Submitted batch jobs that run at a time; each holds connections of its own. The others stay queued.
-const MAX_RUNNING_JOBS: usize = 32;
+/// Submitted batch jobs that run at a time, and as many queries of clients; each holds connections of its own. The others
+/// stay queued.
+const MAX_RUNNING: usize = 32;
 /// How long a stopping master waits for what is under way.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -73,9 +82,19 @@ impl Default for MasterConfig {
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) jobs: Jobs,
+    pub(crate) events: Arc<Events>,
+    /// When this master began, ms since 1970-01-01 UTC.
+    pub(crate) started_ms: i64,
+    /// What its memory pool may take, bytes.
+    pub(crate) memory_bytes: u64,
+    /// Status connections that stay open.
+    pub(crate) updates: Updates,
     pub(crate) runtime: Arc<RuntimeEnv>,
-    /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
-    pub(crate) running_jobs: Semaphore,
+    /// Where submitted batch jobs wait for their turn.
+    pub(crate) job_queue: Arc<Queue>,
+    /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
+    pub(crate) query_queue: Arc<Queue>,
+    pub(crate) grpc_errors: GrpcErrors,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -119,17 +138,32 @@ impl Master {
             gate.check(*http, false)?;
         }
         let peers = Peers::new(&config.security.identity, ClusterSecret::generate()?)?;
-        let (jobs, open) = Jobs::open(&config.state_dir).await?;
+        let events = Arc::new(Events::default());
+        let (jobs, open) = Jobs::open(&config.state_dir, Arc::clone(&events)).await?;
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            registry: Arc::new(Registry::new(peers)),
+            registry: Arc::new(Registry::new(Arc::clone(&events), peers)),
             jobs,
+            events,
+            started_ms: now_ms(),
+            memory_bytes: config.memory_bytes,
+            updates: Updates::default(),
             runtime: session::runtime(config.memory_bytes)?,
-            running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
+            job_queue: Queue::new(MAX_RUNNING),
+            query_queue: Queue::new(MAX_RUNNING),
+            grpc_errors: GrpcErrors::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
+        let message = format!("Essaim {} serves {address}", essaim_proto::VERSION);
+        shared
+            .events
+            .note(EventKind::MasterStarted, Severity::Info, message);
         shared.spawn(Arc::clone(&shared.registry).watch_leases());
+        shared.spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.jobs.watch_state_dir().await }
+        });
         for job in open {
             tracing::info!(job = %job.id(), "taken up again");
             shared.spawn(batch::run(Arc::clone(&shared), job));
@@ -209,8 +243,13 @@ async fn serve_grpc(
         }
     };
     let cluster = ClusterService(Arc::clone(&shared.registry));
+    let errors = shared.grpc_errors.clone();
     let server = gate
         .grpc()
+        .layer(MapResponseLayer::new(move |answer| {
+            errors.look(&answer);
+            answer
+        }))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(ClusterServer::new(cluster))

@@ -20,12 +20,14 @@ impl std::fmt::Debug for v1::RegisterResponse {
         f.debug_struct("RegisterResponse")
             .field("heartbeat_ms", &self.heartbeat_ms)
             .field("lease_ms", &self.lease_ms)
+            .field("version", &self.version)
             .finish_non_exhaustive()
     }
 }
 
-/// The version that a master and its workers must share.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+mod version;
+
+pub use version::{PROTOCOL, VERSION, Version};
 
 /// The largest message that any Essaim listener takes, in bytes.
 ///

@@ -3,14 +3,20 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod http;
 mod membership;
+mod metrics;
 mod tasks;
 
+use crate::http::Page;
 use crate::membership::Membership;
+use crate::metrics::TaskCounts;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use essaim_common::broadcast::Broadcasts;
+use essaim_common::metrics::GrpcErrors;
+use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
 use essaim_common::{Error, Result};
@@ -23,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -34,6 +41,8 @@ pub struct WorkerConfig {
     pub master: String,
     /// Where the worker listens; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where HTTP is served, if anywhere; port 0 takes a free one.
+    pub http: Option<SocketAddr>,
     /// Under which `http://HOST:PORT` others reach it; found out when `None`.
     pub advertise: Option<String>,
     /// How many tasks it runs at a time.
@@ -49,6 +58,7 @@ impl Default for WorkerConfig {
         Self {
             master: "http://127.0.0.1:7077".to_owned(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7078),
+            http: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081)),
             advertise: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 2 << 30,
@@ -61,10 +71,12 @@ impl Default for WorkerConfig {
 #[derive(Debug)]
 pub struct Worker {
     address: SocketAddr,
+    http_address: Option<SocketAddr>,
     gauge: Gauge,
     membership: Membership,
     stop: CancellationToken,
     server: JoinHandle<()>,
+    http: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -76,13 +88,15 @@ impl Worker {
         let secret = ClusterSecret::unknown();
         let gate = Gate::open(&config.security, Some(secret.clone()))?;
         let peers = Peers::new(&config.security.identity, secret.clone())?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|e| Error::invalid(format!("cannot listen on {}: {e}", config.listen)))?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::internal(e.to_string()))?;
+        let (listener, address) = bind("--listen", config.listen).await?;
         gate.check(address, true)?;
+        let http = match config.http {
+            Some(http) => Some(bind("--http", http).await?),
+            None => None,
+        };
+        if let Some((_, http)) = &http {
+            gate.check(*http, false)?;
+        }
 
         let runtime = session::runtime(config.memory_bytes)?;
         let gauge = Gauge::default();
@@ -108,14 +122,22 @@ impl Worker {
         )
         .with_runtime_env(Arc::clone(&runtime))
         .with_max_message_size(MAX_MESSAGE_BYTES / 4)
-        .with_version(essaim_proto::VERSION);
+        .with_version(essaim_proto::VERSION.as_str());
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
-        let service = TaskService::new(state, gauge.clone());
+        let broadcasts = state.config().get_extension();
+        let counts = Arc::<TaskCounts>::default();
+        let service = TaskService::new(state, gauge.clone(), Arc::clone(&counts));
         let stop = CancellationToken::new();
+        let grpc_errors = GrpcErrors::default();
+        let errors = grpc_errors.clone();
         let server = gate
             .grpc()
+            .layer(MapResponseLayer::new(move |answer| {
+                errors.look(&answer);
+                answer
+            }))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -135,13 +157,29 @@ impl Worker {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership = Membership::start(&config, address, gauge.clone(), runtime, secret)?;
+        let membership =
+            Membership::start(&config, address, gauge.clone(), Arc::clone(&runtime), secret)?;
+        let http_address = http.as_ref().map(|(_, address)| *address);
+        let http = http.map(|(listener, _)| {
+            let page = Page {
+                runtime,
+                gauge: gauge.clone(),
+                slots: config.slots,
+                counts,
+                grpc_errors,
+                lease: membership.lease(),
+                broadcasts: broadcasts.unwrap_or_default(),
+            };
+            tokio::spawn(serve_http(listener, page.router(), gate, stop.clone()))
+        });
         Ok(Self {
             address,
+            http_address,
             gauge,
             membership,
             stop,
             server,
+            http,
         })
     }
 
@@ -150,14 +188,19 @@ impl Worker {
         self.address
     }
 
-    /// Takes no new tasks, waits up to 30 s for those that run, leaves the registry and ends.
+    /// The HTTP address that the worker really listens on.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Takes no new tasks, waits up to 30 s for those that the master has given it, leaves the registry and ends.
     /// Tasks that run still then are handed back: their streams break and the master runs them elsewhere.
     pub async fn drain(self) {
-        self.membership.drain();
-        if tokio::time::timeout(DRAIN, self.gauge.idle())
-            .await
-            .is_err()
-        {
+        let ended = async {
+            self.membership.drain().await;
+            self.gauge.idle().await;
+        };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
             tracing::warn!("tasks are still running after 30 s: handing them back");
         }
         // The server first, so that the last words of the last tasks are out before the master forgets the worker.
@@ -169,6 +212,22 @@ impl Worker {
         {
             server.abort();
         }
+        if let Some(http) = self.http {
+            http.abort();
+        }
         self.membership.leave().await;
     }
+}
+
+async fn bind(flag: &str, wanted: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let bound = async {
+        let listener = TcpListener::bind(wanted).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, std::io::Error>((listener, address))
+    };
+    bound.await.map_err(|e| {
+        Error::invalid(format!(
+            "cannot listen on {wanted}: {e}; give another address with {flag}, e.g. {flag} 0.0.0.0:0 for a free port"
+        ))
+    })
 }

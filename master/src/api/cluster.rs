@@ -25,6 +25,7 @@ impl Cluster for ClusterService {
         Ok(Response::new(RegisterResponse {
             heartbeat_ms: HEARTBEAT.as_millis() as u64,
             lease_ms: LEASE.as_millis() as u64,
+            version: essaim_proto::VERSION.to_string(),
             secret: self
                 .0
                 .peers()
@@ -39,21 +40,22 @@ impl Cluster for ClusterService {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let request = request.into_inner();
-        if self.0.heartbeat(&request) {
-            Ok(Response::new(HeartbeatResponse {}))
-        } else {
-            Err(Status::not_found(format!(
+        let tasks = self.0.heartbeat(&request).ok_or_else(|| {
+            Status::not_found(format!(
                 "worker {} has no lease: register",
                 request.worker_id
-            )))
-        }
+            ))
+        })?;
+        Ok(Response::new(HeartbeatResponse {
+            slots_used: tasks as u32,
+        }))
     }
 
     async fn leave(
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
-        self.0.remove(&request.into_inner().worker_id, "by itself");
+        self.0.leave(&request.into_inner().worker_id);
         Ok(Response::new(LeaveResponse {}))
     }
 }
