@@ -53,11 +53,16 @@ pub fn rpc(path: &str) -> Needs {
         .map_or(Needs::Unlisted, |(_, needs)| *needs)
 }
 
-/// What a page needs. Probes are open; whatever is only read needs the role for it.
+/// What a page needs. Probes are open, and so are the status pages and their files, which hold nothing of the cluster:
+/// they ask the API for it and their reader for a token. Whatever else is only read needs the role for it.
 pub fn page(method: &Method, path: &str) -> Needs {
+    const PAGES: [&str; 3] = ["/jobs/", "/workers/", "/assets/"];
+    let reads = method == Method::GET || method == Method::HEAD;
     match path {
         "/healthz" | "/readyz" => Needs::Nothing,
-        _ if method == Method::GET || method == Method::HEAD => Needs::Role(Role::Read),
+        "/" | "/jobs" | "/workers" if reads => Needs::Nothing,
+        _ if reads && PAGES.iter().any(|page| path.starts_with(page)) => Needs::Nothing,
+        _ if reads => Needs::Role(Role::Read),
         _ => Needs::Role(Role::Submit),
     }
 }
@@ -96,9 +101,27 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_for_readers_and_probes_for_everyone() {
+    fn what_is_known_of_the_cluster_is_for_readers() {
         let get = |path| page(&Method::GET, path);
-        assert_eq!(get("/healthz"), Needs::Nothing);
+        for open in [
+            "/healthz",
+            "/readyz",
+            "/",
+            "/jobs",
+            "/jobs/7",
+            "/assets/app.js",
+        ] {
+            assert_eq!(get(open), Needs::Nothing, "{open}");
+        }
+        for read in [
+            "/metrics",
+            "/api/v1/updates",
+            "/api/jobs/",
+            "/jobsx",
+            "//jobs/",
+        ] {
+            assert_eq!(get(read), Needs::Role(Role::Read), "{read}");
+        }
         assert_eq!(get("/healthz/"), Needs::Role(Role::Read));
         assert_eq!(get("/api/v1/jobs"), Needs::Role(Role::Read));
         assert_eq!(
