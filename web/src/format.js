@@ -86,9 +86,3 @@ function local(at, ms) {
   const fraction = ms ? `.${pad(at.getMilliseconds(), 3)}` : "";
   return `${day}${pad(at.getHours())}:${pad(at.getMinutes())}:${pad(at.getSeconds())}${fraction}`;
 }
-
-/** The first characters of an id, the whole in the title. UUIDs of one time begin alike, so their end tells them apart. */
-export function id(value) {
-  const shown = value.length > 16 ? `…${value.slice(-8)}` : value;
-  return h("code", { class: "id", title: value }, shown);
-}

@@ -34,22 +34,24 @@ export default {
     const last = epochs.at(-1) ?? job.last_epoch;
     const attempts = job.queries.flatMap((query) => query.stages.flatMap((stage) =>
       stage.attempts.map((attempt) => ({ ...attempt, query: query.index, stage: stage.id }))));
+    const ofLastEpoch = job.kind === "streaming" && "of the last epoch";
     return [
       h("h1", {}, job.name || shortId(job.id), " ", state(job.state)),
-      problems(cluster.problems.filter((problem) => problem.job === job.id), store, job.id),
+      // Why it failed is said below.
+      problems(cluster.problems.filter((problem) => problem.job === job.id && job.state !== "failed"), store, job.id),
       h("p", { class: job.state === "failed" ? "sentence failed" : "sentence" }, sentence({ ...job, last_epoch: last })),
       about(job),
+      job.errors.length > 0 && section("Errors", null, errors(job)),
       job.kind === "streaming" && [
         overTime(epochs),
         h("div", { class: "columns", key: "epochs" }, h("div", {}, sources(last)), h("div", {}, steps(epochs), outputs(last))),
       ],
-      section("Tasks over time", null, timeline(attempts, cluster)),
+      section("Tasks over time", ofLastEpoch, timeline(attempts, cluster)),
       h("div", { class: "columns", key: "plan" },
         h("div", {}, job.queries.filter((query) => query.plan?.nodes?.length).map((query) =>
           section(job.queries.length > 1 ? `Plan of INSERT ${query.index + 1}` : "Plan", query.sink && h("code", {}, query.sink), plan(query.plan)))),
         h("div", {},
-          section("Stages", null, stages(job)),
-          section("Errors", null, errors(job)),
+          section("Stages", ofLastEpoch, stages(job)),
           section("SQL", null, h("pre", { class: "scroll", role: "region", "aria-label": "SQL" }, h("code", {}, job.sql))))),
       section("Events", null, eventList(store.events, store, { withJob: false })),
     ];
@@ -95,8 +97,8 @@ function errors(job) {
   const place = (error) => [error.table, error.topic && `${error.topic}[${error.partition ?? "?"}]`, error.offset !== null && error.offset !== undefined && `offset ${error.offset}`].filter(Boolean).join(" ");
   const columns = [
     { name: "At", cell: (error) => time(error.at, { ms: true }) },
-    { name: "Where", cell: (error) => h("code", {}, place(error)) },
+    { name: "Where", wide: true, cell: (error) => h("code", {}, place(error)) },
     { name: "What", wide: true, cell: (error) => error.message },
   ];
-  return table("Errors", columns, (job.errors ?? []).toReversed(), { empty: "None." });
+  return table("Errors", columns, job.errors.toReversed());
 }

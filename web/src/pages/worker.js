@@ -3,13 +3,13 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { ago, time } from "../format.js";
-import { facts, section, shortId, state, used, usedBytes, workerName } from "../parts/bits.js";
+import { facts, section, shortId, state, used, usedBytes } from "../parts/bits.js";
 import { addEvents, eventList, loadEvents } from "../parts/events.js";
 import { problems } from "../parts/problems.js";
 import { taskTable } from "../parts/workerlist.js";
 
 export default {
-  title: (store) => `Worker ${store.worker ? workerName(store.worker) : shortId(store.id)}`,
+  title: (store) => `Worker ${shortId(store.id)}`,
 
   async load(store) {
     const path = `/api/v1/workers/${encodeURIComponent(store.id)}`;
@@ -24,7 +24,7 @@ export default {
   view(store) {
     const { worker, cluster } = store;
     return [
-      h("h1", {}, "Worker ", workerName(worker), " ", state(worker.state)),
+      h("h1", {}, "Worker ", shortId(store.id), " ", state(worker.state)),
       problems(cluster.problems.filter((problem) => problem.worker === store.id), store, store.id),
       facts([
         ["Slots used", used(worker.slots_used, worker.slots)],
@@ -32,7 +32,7 @@ export default {
         ["Last heartbeat", ago(worker.last_heartbeat_at)],
         ["Registered", time(worker.registered_at)],
         ["Version", worker.version],
-        ["Id", h("code", {}, worker.id)],
+        ["Address", worker.address],
       ]),
       section("Tasks that run now", null, taskTable(worker.tasks ?? [])),
       section("Events", null, eventList(store.events, store, { withWorker: false })),

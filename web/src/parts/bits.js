@@ -55,17 +55,11 @@ export const usedBytes = (some, all) => [bar(some, all), ` ${bytes(some)} of ${b
 const path = (folder, id) => `/${folder}/${encodeURIComponent(id)}`;
 export const jobLink = (id, name) => h("a", { href: path("jobs", id) }, name || id);
 
-/** A link to a worker by a name that people can tell apart: its address, if it is known. */
+/** A link to a worker, with the address that it is reached at in the title. */
 export function workerLink(id, cluster) {
   const known = cluster?.workers?.find((worker) => worker.id === id);
-  return h("a", { href: path("workers", id), title: id }, known ? workerName(known) : shortId(id));
+  return h("a", { href: path("workers", id), title: known?.address ?? id }, shortId(id));
 }
 
-/** "10.0.0.7:7078", from the address that it is reached at. */
-export const workerName = (worker) => worker.address.replace(/^https?:\/\//, "");
-/** A message of the master with workers' addresses in place of their ids. */
-export function readable(message, cluster) {
-  return (cluster?.workers ?? []).reduce((text, worker) => text.replaceAll(worker.id, workerName(worker)), message);
-}
-
+/** An id as far as people need it: UUIDs of one time begin alike, so it is their end that tells them apart. */
 export const shortId = (id) => (id.length > 16 ? `…${id.slice(-8)}` : id);

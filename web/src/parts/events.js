@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { h } from "../dom.js";
 import { time } from "../format.js";
-import { jobLink, readable, shortId, workerLink } from "./bits.js";
+import { jobLink, shortId, workerLink } from "./bits.js";
 
 /** So many are shown; older ones are left to the API. */
 const SHOWN = 30;
@@ -29,7 +29,7 @@ export function eventList(events, store, { withJob = true, withWorker = true } =
     h("li", { key: event.id, class: event.severity },
       time(event.at),
       h("span", { class: "kind" }, event.kind.replaceAll("_", " ")),
-      h("span", { class: "message" }, readable(event.message, store.cluster)),
+      h("span", { class: "message" }, event.message),
       h("span", { class: "about" },
         withJob && event.job && jobLink(event.job, nameOf(event.job)),
         withWorker && event.worker && workerLink(event.worker, store.cluster)))));

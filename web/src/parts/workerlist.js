@@ -3,10 +3,11 @@
 import { h } from "../dom.js";
 import { ago, duration, number } from "../format.js";
 import { now } from "../clock.js";
-import { jobLink, state, table, used, usedBytes, workerName } from "./bits.js";
+import { jobLink, state, table, used, usedBytes, workerLink } from "./bits.js";
 
 const columns = [
-  { name: "Worker", cell: (worker) => h("a", { href: `/workers/${encodeURIComponent(worker.id)}`, title: worker.id }, workerName(worker)) },
+  { name: "Worker", cell: (worker) => workerLink(worker.id) },
+  { name: "Address", lesser: true, cell: (worker) => worker.address },
   { name: "State", cell: (worker) => state(worker.state) },
   { name: "Slots used", cell: (worker) => used(worker.slots_used, worker.slots) },
   { name: "Memory reserved", cell: (worker) => usedBytes(worker.memory_reserved_bytes, worker.memory_bytes) },
