@@ -3,6 +3,7 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod exchange;
 mod membership;
 mod tasks;
 
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -63,6 +65,7 @@ pub struct Worker {
     membership: Membership,
     stop: CancellationToken,
     server: JoinHandle<()>,
+    _forget_exchanges: AbortOnDropHandle<()>,
 }
 
 impl Worker {
@@ -101,6 +104,7 @@ impl Worker {
         )
         .with_runtime_env(Arc::clone(&runtime))
         .with_version(essaim_proto::VERSION.as_str());
+        let forget_exchanges = tokio::spawn(exchange::forget_ended(exchange.clone()));
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
@@ -133,6 +137,7 @@ impl Worker {
             membership,
             stop,
             server,
+            _forget_exchanges: AbortOnDropHandle::new(forget_exchanges),
         })
     }
 
