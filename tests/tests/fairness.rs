@@ -304,7 +304,9 @@ fn worker_ticks(cluster: &Cluster) -> Result<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let fields = stat.rsplit(')').next().context("no stat")?;
         let used = fields.split_whitespace().skip(11).take(2);
-        ticks += used.map(str::parse).sum::<Result<u64, _>>()?;
+        for field in used {
+            ticks += field.parse::<u64>()?;
+        }
     }
     Ok(ticks)
 }

@@ -3,6 +3,7 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod exchange;
 mod http;
 mod membership;
 mod metrics;
@@ -29,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tower::util::MapResponseLayer;
 
 /// How long a draining worker waits for its tasks before it hands them back.
@@ -77,6 +79,7 @@ pub struct Worker {
     stop: CancellationToken,
     server: JoinHandle<()>,
     http: Option<JoinHandle<()>>,
+    _forget_exchanges: AbortOnDropHandle<()>,
 }
 
 impl Worker {
@@ -123,6 +126,7 @@ impl Worker {
         .with_runtime_env(Arc::clone(&runtime))
         .with_max_message_size(MAX_MESSAGE_BYTES / 4)
         .with_version(essaim_proto::VERSION.as_str());
+        let forget_exchanges = tokio::spawn(exchange::forget_ended(exchange.clone()));
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
@@ -180,6 +184,7 @@ impl Worker {
             stop,
             server,
             http,
+            _forget_exchanges: AbortOnDropHandle::new(forget_exchanges),
         })
     }
 
