@@ -84,6 +84,7 @@ async fn a_message_of_a_gigabyte_is_refused_and_takes_no_memory() -> Result<()> 
         version: essaim_proto::VERSION.to_owned(),
         slots: 1,
         memory_bytes: 1,
+        protocol: essaim_proto::PROTOCOL,
     };
     let secret = workers.register(request).await?.into_inner().secret;
     let (master, worker) = (cluster.grpc, cluster.workers[0].1);

@@ -77,6 +77,7 @@ async fn a_token_opens_what_its_role_is_for_and_nothing_else() -> Result<()> {
         version: VERSION.to_owned(),
         slots: 1,
         memory_bytes: 1,
+        protocol: essaim_proto::PROTOCOL,
     });
     assert_eq!(refusal(register.await)?.code(), PermissionDenied);
 
