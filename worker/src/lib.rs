@@ -16,7 +16,6 @@ use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use essaim_common::broadcast::Broadcasts;
-use essaim_common::metrics::GrpcErrors;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
@@ -31,7 +30,6 @@ use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tower::util::MapResponseLayer;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -134,14 +132,8 @@ impl Worker {
         let counts = Arc::<TaskCounts>::default();
         let service = TaskService::new(state, gauge.clone(), Arc::clone(&counts));
         let stop = CancellationToken::new();
-        let grpc_errors = GrpcErrors::default();
-        let errors = grpc_errors.clone();
         let server = gate
             .grpc()
-            .layer(MapResponseLayer::new(move |answer| {
-                errors.look(&answer);
-                answer
-            }))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -170,7 +162,7 @@ impl Worker {
                 gauge: gauge.clone(),
                 slots: config.slots,
                 counts,
-                grpc_errors,
+                grpc_errors: gate.grpc_errors().clone(),
                 lease: membership.lease(),
                 broadcasts: broadcasts.unwrap_or_default(),
             };
