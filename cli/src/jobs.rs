@@ -248,7 +248,7 @@ pub fn read_file(file: &str) -> Result<String, Failure> {
     std::fs::read_to_string(file).map_err(|e| Failure::Usage(format!("{file}: {e}")))
 }
 
-fn say(text: &str) -> Result<()> {
+pub fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", text.trim_end())?;
     Ok(out.flush()?)

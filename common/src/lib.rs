@@ -5,6 +5,7 @@
 //! carry plans and rows between processes, [`session`] sets up the engine the same on both sides.
 
 pub mod broadcast;
+pub mod check;
 pub mod codec;
 pub mod connector;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod late;
 pub mod object_stores;
 pub mod options;
 pub mod outputs;
+pub mod probe;
 pub mod scan;
 pub mod scope;
 pub mod secret;

@@ -10,6 +10,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use url::Url;
 
@@ -63,6 +64,38 @@ pub fn parse(location: &str) -> Result<Url> {
     // Parsed once more, so that `..` is resolved.
     let url = url.map_err(|()| wrong(&"it is no path"))?;
     Url::parse(url.as_str()).map_err(|e| wrong(&e))
+}
+
+/// The folder or file of this machine that a location names; `None` if it lies in a bucket.
+///
+/// # Errors
+/// As [`parse`].
+pub fn local_folder(location: &str) -> Result<Option<PathBuf>> {
+    let url = parse(location)?;
+    Ok((url.scheme() == "file").then(|| url.to_file_path().ok()).flatten())
+}
+
+/// Looks whether files can be made in a folder that may itself have to be made, without making any. Returns the folder
+/// nearest to it that is there.
+///
+/// # Errors
+/// It is no folder, or this process may not write to it.
+pub fn writable(folder: &std::path::Path) -> Result<PathBuf> {
+    let there = folder.ancestors().find(|above| above.exists());
+    let there = there.unwrap_or(std::path::Path::new("/"));
+    let wrong = |why: &dyn Display| {
+        Error::invalid(format!(
+            "{}: files cannot be made in {}: {why}",
+            folder.display(),
+            there.display()
+        ))
+    };
+    if !there.is_dir() {
+        return Err(wrong(&"it is a file"));
+    }
+    let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(there, wanted).map_err(|e| wrong(&std::io::Error::from(e)))?;
+    Ok(there.to_owned())
 }
 
 /// An error of a store, with the place where it happened.

@@ -4,6 +4,7 @@
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
 mod membership;
+mod probe;
 mod tasks;
 
 use crate::membership::Membership;
@@ -104,7 +105,8 @@ impl Worker {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
-        let service = TaskService::new(state, gauge.clone());
+        let id = membership::new_id();
+        let service = TaskService::new(id.clone(), state, gauge.clone());
         let stop = CancellationToken::new();
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
@@ -126,7 +128,7 @@ impl Worker {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership = Membership::start(&config, address, gauge.clone(), runtime)?;
+        let membership = Membership::start(id, &config, address, gauge.clone(), runtime)?;
         Ok(Self {
             address,
             gauge,

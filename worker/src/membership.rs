@@ -26,8 +26,14 @@ pub(crate) struct Membership {
     left: oneshot::Receiver<()>,
 }
 
+/// An id that no other worker has, and no earlier start of this one.
+pub(crate) fn new_id() -> String {
+    format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}
+
 impl Membership {
     pub(crate) fn start(
+        id: String,
         config: &WorkerConfig,
         address: SocketAddr,
         gauge: Gauge,
@@ -47,7 +53,7 @@ impl Membership {
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
         let member = Member {
-            id: format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]),
+            id,
             endpoint,
             config: config.clone(),
             address,

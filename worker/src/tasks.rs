@@ -13,7 +13,8 @@ use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1::{
-    DropBroadcastsRequest, DropBroadcastsResponse, PutBroadcastRequest, PutBroadcastResponse,
+    DropBroadcastsRequest, DropBroadcastsResponse, ProbeRequest, ProbeResponse,
+    PutBroadcastRequest, PutBroadcastResponse,
     RunRequest, RunResponse, TaskDone, TaskProgress, run_response::Part,
 };
 use futures::stream::BoxStream;
@@ -67,13 +68,15 @@ impl Drop for Entered {
 
 /// The gRPC service.
 pub(crate) struct TaskService {
+    /// The worker's.
+    id: String,
     state: SessionState,
     gauge: Gauge,
 }
 
 impl TaskService {
-    pub(crate) fn new(state: SessionState, gauge: Gauge) -> Self {
-        Self { state, gauge }
+    pub(crate) fn new(id: String, state: SessionState, gauge: Gauge) -> Self {
+        Self { id, state, gauge }
     }
 
     /// The task's context: the worker's own with the job's settings on top.
@@ -303,5 +306,14 @@ impl Tasks for TaskService {
             broadcasts.drop_key(&key);
         }
         Ok(Response::new(DropBroadcastsResponse {}))
+    }
+
+    async fn probe(
+        &self,
+        request: Request<ProbeRequest>,
+    ) -> Result<Response<ProbeResponse>, Status> {
+        let runtime = Arc::clone(self.state.runtime_env());
+        let answer = crate::probe::probe(&self.id, &runtime, request.into_inner()).await;
+        Ok(Response::new(answer))
     }
 }

@@ -76,6 +76,11 @@ impl StateDir {
         Ok(dir)
     }
 
+    /// The folder, if it is one of this machine.
+    pub fn folder(&self) -> Option<&FilePath> {
+        self.local.as_deref()
+    }
+
     /// An error that names the state dir.
     pub fn trouble(&self, error: impl Display) -> Error {
         Error::unavailable(format!("state dir {}: {error}", self.url))

@@ -1,0 +1,71 @@
+//! What this worker can reach, for `essaim doctor`.
+
+use datafusion::execution::runtime_env::RuntimeEnv;
+use essaim_common::check::Endpoint;
+use essaim_common::probe::{self, MAX_TARGETS};
+use essaim_common::{Error, Result};
+use essaim_proto::v1::tasks_client::TasksClient;
+use essaim_proto::v1::{Peer, ProbeRequest, ProbeResponse};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Looks at everything that is asked for, all at once. `id` is this worker's.
+pub(crate) async fn probe(id: &str, runtime: &RuntimeEnv, request: ProbeRequest) -> ProbeResponse {
+    let now_ms = now_ms();
+    let mut links = Vec::new();
+    if !request.endpoints.is_empty() || !request.peers.is_empty() || request.deadline_ms > 0 {
+        let deadline = Duration::from_millis(request.deadline_ms.max(1));
+        let endpoints = request.endpoints.into_iter().map(|endpoint| Endpoint {
+            connector: endpoint.connector,
+            name: endpoint.name,
+            payload: endpoint.payload.to_vec(),
+        });
+        let peers = request.peers.into_iter().take(MAX_TARGETS);
+        let peers = peers.map(|peer| async move {
+            let to = format!("worker {} at {}", peer.worker_id, peer.address);
+            probe::timed(to, deadline, reach(peer, deadline)).await
+        });
+        let folders = vec![("spilled rows in", std::env::temp_dir())];
+        let (endpoints, peers, host) = tokio::join!(
+            probe::endpoints(endpoints.collect(), deadline),
+            futures::future::join_all(peers),
+            probe::host(runtime, folders, deadline),
+        );
+        links.extend(endpoints);
+        links.extend(peers);
+        links.extend(host);
+    }
+    ProbeResponse {
+        worker_id: id.to_owned(),
+        version: essaim_proto::VERSION.to_owned(),
+        now_ms,
+        links,
+    }
+}
+
+/// Asks another worker who it is, as an exchange would connect to it.
+async fn reach(peer: Peer, deadline: Duration) -> Result<String> {
+    let advice = "start it with --advertise http://HOST:PORT that every other worker reaches, and open the port";
+    let endpoint = tonic::transport::Endpoint::from_shared(peer.address.clone())
+        .map_err(|e| Error::invalid(format!("{} is no address: {e}; {advice}", peer.address)))?
+        .connect_timeout(deadline);
+    let channel = endpoint.connect().await.map_err(|e| {
+        let error = probe::call_error(&tonic::Status::from_error(Box::new(e)));
+        Error::unavailable(format!("{error}: {advice}"))
+    })?;
+    let answer = TasksClient::new(channel).probe(ProbeRequest::default()).await;
+    let answer = answer
+        .map_err(|status| Error::unavailable(format!("{}: {advice}", probe::call_error(&status))))?
+        .into_inner();
+    if answer.worker_id != peer.worker_id {
+        return Err(Error::invalid(format!(
+            "worker {} answers there: {advice}",
+            answer.worker_id
+        )));
+    }
+    Ok(String::new())
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as i64)
+}
