@@ -27,7 +27,7 @@ pub struct CheckArgs {
     #[arg(long)]
     strict: bool,
     /// Check on a master in this process, with this machine's environment, instead of the cluster's.
-    #[arg(long, conflicts_with = "master")]
+    #[arg(long)]
     local: bool,
     /// Print one JSON document.
     #[arg(long)]
@@ -71,7 +71,10 @@ async fn check(master: &str, sql: String) -> Result<CheckResponse, Failure> {
 }
 
 fn verdict(checked: &CheckResponse, strict: bool) -> Result<()> {
-    let (errors, warnings) = (count(checked, Severity::Error), count(checked, Severity::Warning));
+    let (errors, warnings) = (
+        count(checked, Severity::Error),
+        count(checked, Severity::Warning),
+    );
     if errors == 0 && (warnings == 0 || !strict) {
         return Ok(());
     }
@@ -89,7 +92,11 @@ fn summary(errors: usize, warnings: usize) -> String {
         1 => format!("1 {what}"),
         _ => format!("{count} {what}s"),
     };
-    format!("{} and {}", some(errors, "error"), some(warnings, "warning"))
+    format!(
+        "{} and {}",
+        some(errors, "error"),
+        some(warnings, "warning")
+    )
 }
 
 fn word(severity: Severity) -> &'static str {
@@ -108,7 +115,10 @@ fn report(checked: &CheckResponse, name: &str) -> String {
             line => format!("{name}:{line}:{}", finding.column),
         };
         let severity = word(finding.severity());
-        text.push_str(&format!("{place}: {severity}: {}\n", one_line(&finding.what)));
+        text.push_str(&format!(
+            "{place}: {severity}: {}\n",
+            one_line(&finding.what)
+        ));
         if !finding.advice.is_empty() {
             text.push_str(&format!("    {}\n", one_line(&finding.advice)));
         }
@@ -120,7 +130,10 @@ fn report(checked: &CheckResponse, name: &str) -> String {
         text.push_str(&table(&checked.estimates));
         text.push('\n');
     }
-    let (errors, warnings) = (count(checked, Severity::Error), count(checked, Severity::Warning));
+    let (errors, warnings) = (
+        count(checked, Severity::Error),
+        count(checked, Severity::Warning),
+    );
     text.push_str(&format!(
         "{} statements: {}\n",
         checked.statements,
@@ -145,7 +158,9 @@ fn table(estimates: &[SourceEstimate]) -> String {
             Some(rows) => format!("~{}", HumanCount(rows)),
             None => "?".to_owned(),
         };
-        let bytes = estimate.bytes.map(|bytes| format!("~{}", HumanBytes(bytes)));
+        let bytes = estimate
+            .bytes
+            .map(|bytes| format!("~{}", HumanBytes(bytes)));
         table.add_row([
             estimate.line.to_string(),
             one_line(&estimate.table),

@@ -81,7 +81,10 @@ fn own_links(master: &str, found: &DoctorResponse, now_ms: i64, latency_ms: f64)
         false => link(
             &to,
             LinkStatus::Warning,
-            format!("essaim {}, and this client is {own}: use the same version", found.version),
+            format!(
+                "essaim {}, and this client is {own}: use the same version",
+                found.version
+            ),
         ),
     };
     let ahead = found.now_ms as f64 + latency_ms / 2.0 - now_ms as f64;
@@ -137,7 +140,9 @@ fn report(links: &[Link]) -> String {
             one_line(&link.from),
             one_line(&link.to),
             word(link.status()).to_owned(),
-            link.latency_ms.map(|ms| format!("{ms:.1}")).unwrap_or_default(),
+            link.latency_ms
+                .map(|ms| format!("{ms:.1}"))
+                .unwrap_or_default(),
             one_line(&link.text),
         ]);
     }
@@ -177,9 +182,6 @@ mod tests {
         };
         let own = essaim_proto::VERSION;
         assert_eq!(statuses(found(own, 100_000)), [LinkStatus::Ok; 2]);
-        assert_eq!(
-            statuses(found("9.9.9", 98_000)),
-            [LinkStatus::Warning; 2]
-        );
+        assert_eq!(statuses(found("9.9.9", 98_000)), [LinkStatus::Warning; 2]);
     }
 }

@@ -228,7 +228,11 @@ fn verdict(job: &Job) -> Result<()> {
     }
 }
 
-fn read(file: &str) -> Result<String> {
+/// The text of a file; `-` stands for standard input.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(file: &str) -> Result<String> {
     let mut sql = String::new();
     if file == "-" {
         std::io::stdin()

@@ -109,19 +109,27 @@ fn space(purpose: &str, folder: &Path) -> v1::Link {
         Ok(found) => found,
         Err(error) => {
             let error = std::io::Error::from(error);
-            return fact(to, v1::LinkStatus::Failed, format!("{error}: make the folder"));
+            return fact(
+                to,
+                v1::LinkStatus::Failed,
+                format!("{error}: make the folder"),
+            );
         }
     };
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     let all = found.f_blocks.saturating_mul(found.f_frsize);
     let text = format!("{} free of {}", size(free), size(all));
     match free {
-        _ if free < NO_SPACE => {
-            fact(to, v1::LinkStatus::Failed, format!("{text}: free some, or use another folder"))
-        }
-        _ if free < LITTLE_SPACE => {
-            fact(to, v1::LinkStatus::Warning, format!("{text}: free some, or use another folder"))
-        }
+        _ if free < NO_SPACE => fact(
+            to,
+            v1::LinkStatus::Failed,
+            format!("{text}: free some, or use another folder"),
+        ),
+        _ if free < LITTLE_SPACE => fact(
+            to,
+            v1::LinkStatus::Warning,
+            format!("{text}: free some, or use another folder"),
+        ),
         _ => fact(to, v1::LinkStatus::Ok, text),
     }
 }
@@ -129,7 +137,9 @@ fn space(purpose: &str, folder: &Path) -> v1::Link {
 /// Nothing where the system does not tell.
 fn open_files() -> Option<v1::Link> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))?;
     let soft = line.split_whitespace().nth(3)?;
     let open = fs::read_dir("/proc/self/fd").ok()?.count() as u64;
     let text = format!("{open} of {soft} are open");
@@ -139,7 +149,10 @@ fn open_files() -> Option<v1::Link> {
         true => fact(
             "open files",
             v1::LinkStatus::Warning,
-            format!("{text}: raise the limit (ulimit -n, LimitNOFILE=) to {} or more", 4 * FEW_FILES),
+            format!(
+                "{text}: raise the limit (ulimit -n, LimitNOFILE=) to {} or more",
+                4 * FEW_FILES
+            ),
         ),
         false => fact("open files", v1::LinkStatus::Ok, text),
     })
@@ -154,13 +167,20 @@ fn memory(reserved: Option<u64>) -> Option<v1::Link> {
         (_, Some(machine)) => (machine, "the machine"),
         (None, None) => return None,
     };
-    let text = format!("--memory {} of {} that {whose} has", size(reserved), size(limit));
+    let text = format!(
+        "--memory {} of {} that {whose} has",
+        size(reserved),
+        size(limit)
+    );
     // Connections, decoded batches and code come on top of what operators reserve.
     Some(match reserved > limit / 10 * 8 {
         true => fact(
             "memory",
             v1::LinkStatus::Warning,
-            format!("{text}: the system may kill the process; lower --memory to {} or less, or give it more", size(limit / 10 * 8)),
+            format!(
+                "{text}: the system may kill the process; lower --memory to {} or less, or give it more",
+                size(limit / 10 * 8)
+            ),
         ),
         false => fact("memory", v1::LinkStatus::Ok, text),
     })
@@ -178,7 +198,9 @@ fn cgroup_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
     let folder = Path::new("/sys/fs/cgroup").join(own.unwrap_or_default());
-    let above = folder.ancestors().take_while(|above| above.starts_with("/sys/fs/cgroup"));
+    let above = folder
+        .ancestors()
+        .take_while(|above| above.starts_with("/sys/fs/cgroup"));
     let files = above.map(|above| above.join("memory.max"));
     let files = files.chain([PathBuf::from("/sys/fs/cgroup/memory/memory.limit_in_bytes")]);
     files
@@ -215,12 +237,19 @@ mod tests {
         let link = timed("x", Duration::from_millis(20), std::future::pending()).await;
         assert_eq!(link.status(), v1::LinkStatus::Failed);
         assert!(link.latency_ms.unwrap() >= 20.0);
-        assert!(link.text.contains("no answer within 0.0 s"), "{}", link.text);
+        assert!(
+            link.text.contains("no answer within 0.0 s"),
+            "{}",
+            link.text
+        );
     }
 
     #[test]
     fn too_much_memory_is_a_warning() {
-        assert_eq!(memory(Some(1 << 60)).unwrap().status(), v1::LinkStatus::Warning);
+        assert_eq!(
+            memory(Some(1 << 60)).unwrap().status(),
+            v1::LinkStatus::Warning
+        );
         assert_eq!(memory(Some(1 << 20)).unwrap().status(), v1::LinkStatus::Ok);
     }
 

@@ -60,7 +60,9 @@ pub(crate) async fn examine(
     let Endpoints { endpoints, broken } = found;
     let endpoints: Vec<Endpoint> = endpoints.into_iter().take(MAX_TARGETS).collect();
     let workers = shared.registry.workers();
-    let seen = workers.iter().map(|worker| from_worker(shared, worker, &workers, &endpoints, deadline));
+    let seen = workers
+        .iter()
+        .map(|worker| from_worker(shared, worker, &workers, &endpoints, deadline));
     let folder = shared.jobs.state_dir().folder().map(ToOwned::to_owned);
     let folders = [("spilled rows in", std::env::temp_dir())].into_iter();
     let folders = folders.chain(folder.map(|folder| ("state in", folder)));
@@ -185,7 +187,11 @@ async fn from_worker(
     let Some(answer) = answer else {
         links.push(Link {
             from: name,
-            ..fact("everything else", LinkStatus::Warning, "not looked at, as the master does not reach the worker")
+            ..fact(
+                "everything else",
+                LinkStatus::Warning,
+                "not looked at, as the master does not reach the worker",
+            )
         });
         return links;
     };
@@ -219,7 +225,10 @@ async fn from_worker(
         Err(_) => links.push(from_master(fact(
             to,
             LinkStatus::Failed,
-            format!("its probes have not ended within {:.1} s", (deadline + SLACK).as_secs_f64()),
+            format!(
+                "its probes have not ended within {:.1} s",
+                (deadline + SLACK).as_secs_f64()
+            ),
         ))),
     }
     links
@@ -231,20 +240,22 @@ async fn ask(
     worker: &WorkerInfo,
     request: ProbeRequest,
 ) -> Result<ProbeResponse> {
-    let advice = "start it with --advertise http://HOST:PORT that the master reaches, and open the port";
+    let advice =
+        "start it with --advertise http://HOST:PORT that the master reaches, and open the port";
     let mut client = shared
         .registry
         .client(&worker.id)
         .ok_or_else(|| Error::unavailable("it has just left"))?;
-    let answer = client.probe(request).await.map_err(|status| {
-        match status.code() {
+    let answer = client
+        .probe(request)
+        .await
+        .map_err(|status| match status.code() {
             Code::Unimplemented => Error::invalid(format!(
                 "it runs Essaim {} and knows no probes: upgrade it",
                 worker.version
             )),
             _ => Error::unavailable(format!("{}: {advice}", call_error(&status))),
-        }
-    })?;
+        })?;
     let answer = answer.into_inner();
     if answer.worker_id != worker.id {
         return Err(Error::invalid(format!(
@@ -279,7 +290,11 @@ fn clock(name: &str, answer: &ProbeResponse, sent_ms: i64, took_ms: f64) -> Link
         if ahead < 0.0 { "behind" } else { "ahead of" }
     );
     match ahead.abs() - took_ms / 2.0 > SKEW_MS {
-        true => fact(to, LinkStatus::Warning, format!("{text}: let both follow NTP")),
+        true => fact(
+            to,
+            LinkStatus::Warning,
+            format!("{text}: let both follow NTP"),
+        ),
         false => fact(to, LinkStatus::Ok, text),
     }
 }

@@ -52,7 +52,9 @@ async fn reach(peer: Peer, deadline: Duration) -> Result<String> {
         let error = probe::call_error(&tonic::Status::from_error(Box::new(e)));
         Error::unavailable(format!("{error}: {advice}"))
     })?;
-    let answer = TasksClient::new(channel).probe(ProbeRequest::default()).await;
+    let answer = TasksClient::new(channel)
+        .probe(ProbeRequest::default())
+        .await;
     let answer = answer
         .map_err(|status| Error::unavailable(format!("{}: {advice}", probe::call_error(&status))))?
         .into_inner();

@@ -57,8 +57,7 @@ pub async fn of(
             let groups = files.file_groups.iter();
             let parts: Vec<PartitionedFile> =
                 groups.flat_map(|group| group.iter().cloned()).collect();
-            let rows = leaf.partition_statistics(None).ok();
-            let rows = rows.and_then(|statistics| statistics.num_rows.get_value().copied());
+            let rows = files.statistics().num_rows.get_value().copied();
             estimates.push(of_files(
                 files.object_store_url.as_str(),
                 files.file_groups.len(),
@@ -112,7 +111,9 @@ fn of_files(
 ) -> SourceEstimate {
     let folder = parts.first().map_or(String::new(), |part| {
         let path = part.object_meta.location.as_ref();
-        path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned()
+        path.rsplit_once('/')
+            .map_or("", |(folder, _)| folder)
+            .to_owned()
     });
     let size = |part: &PartitionedFile| match &part.range {
         Some(range) => u64::try_from(range.end - range.start).unwrap_or(0),
@@ -131,7 +132,10 @@ fn of_files(
 
 /// The first of the files that this process cannot open.
 async fn unreadable(store: &Arc<dyn ObjectStore>, parts: Vec<PartitionedFile>) -> Option<Finding> {
-    let mut paths: Vec<_> = parts.into_iter().map(|part| part.object_meta.location).collect();
+    let mut paths: Vec<_> = parts
+        .into_iter()
+        .map(|part| part.object_meta.location)
+        .collect();
     paths.dedup();
     paths.truncate(FILES);
     let opened = futures::stream::iter(paths).map(|path| async move {
@@ -141,9 +145,13 @@ async fn unreadable(store: &Arc<dyn ObjectStore>, parts: Vec<PartitionedFile>) -
         };
         // An empty file has no first byte, and is no trouble to read.
         match store.get_opts(&path, options).await {
-            Err(error @ (object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })) => {
-                Some(Finding::error(format!("{path} cannot be read: {error}"), "let the users that master and workers run as read it"))
-            }
+            Err(
+                error @ (object_store::Error::PermissionDenied { .. }
+                | object_store::Error::Unauthenticated { .. }),
+            ) => Some(Finding::error(
+                format!("{path} cannot be read: {error}"),
+                "let the users that master and workers run as read it",
+            )),
             Err(object_store::Error::NotFound { .. }) => Some(Finding::error(
                 format!("{path} is listed, and cannot be opened"),
                 "is it a link that leads nowhere?",

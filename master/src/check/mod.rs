@@ -93,7 +93,10 @@ struct Check {
 
 impl Check {
     fn add(&mut self, place: Place, finding: Finding) {
-        let is_known = self.found.iter().any(|(at, known)| (*at, known) == (place, &finding));
+        let is_known = self
+            .found
+            .iter()
+            .any(|(at, known)| (*at, known) == (place, &finding));
         if !is_known {
             self.found.push((place, finding));
         }
@@ -125,7 +128,9 @@ impl Check {
         let others = uses.iter().filter(|table| Some(*table) != name.as_ref());
         let broken = others.filter_map(|table| Some((table.clone(), *self.broken.get(table)?)));
         if let Some((table, (line, _))) = broken.clone().next() {
-            let what = format!("not checked, as it uses {table}, whose declaration on line {line} is wrong");
+            let what = format!(
+                "not checked, as it uses {table}, whose declaration on line {line} is wrong"
+            );
             self.add(place, Finding::note(what, ""));
             if let Some(name) = name {
                 self.broken.insert(name, place);
@@ -133,7 +138,10 @@ impl Check {
             return false;
         }
         if Instant::now() >= self.end {
-            let what = format!("not checked: the {} s for the check are over", DEADLINE.as_secs());
+            let what = format!(
+                "not checked: the {} s for the check are over",
+                DEADLINE.as_secs()
+            );
             self.add(place, Finding::warning(what, ""));
             return false;
         }
@@ -181,7 +189,8 @@ impl Check {
     async fn batch(&mut self, place: Place, query: &Query) {
         for plan in estimate::plans(query) {
             let (estimates, found) = estimate::of(&self.shared.runtime, &plan).await;
-            self.estimates.extend(estimates.into_iter().map(|e| at(e, place)));
+            self.estimates
+                .extend(estimates.into_iter().map(|e| at(e, place)));
             for finding in found {
                 self.add(place, finding);
             }
@@ -202,12 +211,18 @@ impl Check {
         }
         for plan in estimate::statics(planned) {
             let (estimates, found) = estimate::of(&self.shared.runtime, &plan).await;
-            self.estimates.extend(estimates.into_iter().map(|e| at(e, place)));
+            self.estimates
+                .extend(estimates.into_iter().map(|e| at(e, place)));
             for finding in found {
                 self.add(place, finding);
             }
         }
-        for operator in planned.upper.operators.iter().filter(|operator| operator.grows) {
+        for operator in planned
+            .upper
+            .operators
+            .iter()
+            .filter(|operator| operator.grows)
+        {
             self.add(
                 place,
                 Finding::warning(
@@ -238,7 +253,9 @@ impl Check {
             groups: rows::groups(&dml.input),
         };
         match self.within(check::sink(provider.as_ref(), &incoming)).await {
-            Ok(found) => found.into_iter().for_each(|finding| self.add(place, finding)),
+            Ok(found) => found
+                .into_iter()
+                .for_each(|finding| self.add(place, finding)),
             Err(error) => {
                 let error = error.context(format!("table {}", dml.table_name));
                 self.add(place, Finding::from(&error));
@@ -275,13 +292,16 @@ impl Check {
         let left = self.end.saturating_duration_since(Instant::now());
         match tokio::time::timeout(left, work).await {
             Ok(done) => done,
-            Err(_) => Err(Error::unavailable("no answer before the check's time was over")),
+            Err(_) => Err(Error::unavailable(
+                "no answer before the check's time was over",
+            )),
         }
     }
 
     fn answer(mut self, statements: u32) -> v1::CheckResponse {
         // The worst first, so that a limit leaves out the least.
-        self.found.sort_by_key(|(_, finding)| std::cmp::Reverse(finding.severity));
+        self.found
+            .sort_by_key(|(_, finding)| std::cmp::Reverse(finding.severity));
         let mut by_place: BTreeMap<Place, Vec<Finding>> = BTreeMap::new();
         for (place, finding) in self.found.into_iter().take(MAX_FINDINGS) {
             by_place.entry(place).or_default().push(finding);

@@ -30,7 +30,10 @@ fn is_null(expr: &Expr) -> bool {
 pub fn groups(plan: &LogicalPlan) -> Option<Vec<Vec<usize>>> {
     match plan {
         LogicalPlan::Aggregate(aggregate) => {
-            let sets = aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_)));
+            let sets = aggregate
+                .group_expr
+                .iter()
+                .any(|expr| matches!(expr, Expr::GroupingSet(_)));
             // The end of a session follows from its start.
             let groups = aggregate.group_expr.iter().enumerate();
             let groups = groups.filter(|(_, expr)| !is_session_end(expr));

@@ -97,7 +97,10 @@ impl Walk {
     /// # Errors
     /// It writes nothing; it is both kinds at once.
     pub fn kind(&self) -> Result<JobKind> {
-        let streams = self.kinds.iter().filter(|kind| **kind == JobKind::Streaming);
+        let streams = self
+            .kinds
+            .iter()
+            .filter(|kind| **kind == JobKind::Streaming);
         match (streams.count(), self.kinds.len()) {
             (_, 0) => Err(Error::invalid(
                 "the job has no INSERT, so it would do nothing: write INSERT INTO a table STORED AS POSTGRES, KAFKA, PARQUET, …",

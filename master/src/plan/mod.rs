@@ -264,7 +264,10 @@ impl Planner {
     ///
     /// # Errors
     /// A declaration that means nothing.
-    pub async fn declaration(&self, statement: Statement) -> Result<Option<CreateExternalTable>> {
+    pub async fn declaration(
+        &self,
+        statement: Statement,
+    ) -> Result<Option<Box<CreateExternalTable>>> {
         if !matches!(statement, Statement::CreateExternalTable(_)) {
             return Ok(None);
         }

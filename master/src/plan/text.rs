@@ -78,14 +78,10 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
             ) {}
         }
         let is_cut = broken_off.is_some() && parser.parser.peek_token().token == Token::EOF;
-        let statement = match (&broken_off, statement) {
+        if is_cut {
             // What is left of it may well be a statement, but not the one that was meant.
-            (Some(error), _) if is_cut => {
-                placed.push(misplaced(error.location, ParserError::from(error.clone()).into()));
-                return Ok(placed);
-            }
-            (_, statement) => statement,
-        };
+            break;
+        }
         placed.push(match statement {
             Ok(statement) => Placed {
                 line: number(first.span.start.line),
@@ -104,8 +100,8 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
 /// An error, where its message says that it is.
 fn misplaced(begin: Location, error: DataFusionError) -> Placed {
     let error = wrong(error);
-    let (line, column) = place(&error.to_string())
-        .unwrap_or((number(begin.line), number(begin.column)));
+    let (line, column) =
+        place(&error.to_string()).unwrap_or((number(begin.line), number(begin.column)));
     Placed {
         line,
         column,

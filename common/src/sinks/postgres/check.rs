@@ -18,7 +18,10 @@ pub async fn check(sink: &PostgresSink, incoming: &Incoming<'_>) -> Result<Vec<F
     let mut found = Vec::new();
     if privileges::is_read_only(client).await? {
         found.push(Finding::error(
-            format!("{} takes no writes: it is a standby, or default_transaction_read_only is on", client.place()),
+            format!(
+                "{} takes no writes: it is a standby, or default_transaction_read_only is on",
+                client.place()
+            ),
             "name the primary server in LOCATION",
         ));
     }
@@ -75,7 +78,11 @@ async fn nulls(
     };
     let mut found = Vec::new();
     for name in privileges::required_columns(client, relation.oid).await? {
-        if relation.columns.iter().any(|c| c.name == name && c.generated) {
+        if relation
+            .columns
+            .iter()
+            .any(|c| c.name == name && c.generated)
+        {
             continue;
         }
         let given = incoming.schema.field_with_name(&name).is_ok();
@@ -181,12 +188,21 @@ async fn own_tables(
     match privileges::may_create(client, schema).await? {
         Some(true) => {}
         Some(false) => found.push(Finding::error(
-            format!("the login {login} may not create tables in schema {}, and the job needs {creates}", quote(schema)),
+            format!(
+                "the login {login} may not create tables in schema {}, and the job needs {creates}",
+                quote(schema)
+            ),
             format!("GRANT CREATE ON SCHEMA {} TO {login}", quote(schema)),
         )),
         None => found.push(Finding::error(
-            format!("there is no schema {}, and the job needs {creates} in it", quote(schema)),
-            format!("CREATE SCHEMA {}, or name another in the option table", quote(schema)),
+            format!(
+                "there is no schema {}, and the job needs {creates} in it",
+                quote(schema)
+            ),
+            format!(
+                "CREATE SCHEMA {}, or name another in the option table",
+                quote(schema)
+            ),
         )),
     }
     Ok(found)

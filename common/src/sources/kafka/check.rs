@@ -53,7 +53,8 @@ pub async fn topic_settings(
         .map_err(failed)?;
     let mut settings = HashMap::new();
     for resource in described {
-        let resource = resource.map_err(|code| failed(rdkafka::error::KafkaError::AdminOp(code)))?;
+        let resource =
+            resource.map_err(|code| failed(rdkafka::error::KafkaError::AdminOp(code)))?;
         let entries = resource.entries.into_iter().filter(|e| !e.is_sensitive);
         settings.extend(entries.filter_map(|entry| Some((entry.name, entry.value?))));
     }
@@ -128,13 +129,17 @@ async fn dead_letters(plan: &ReaderPlan, topic: &str) -> Option<Finding> {
     let DeadLetterTarget::Topic(own) = plan.dead_letters.as_ref()? else {
         return None;
     };
-    let name = own.clone().unwrap_or_else(|| format!("{topic}_dead_letter"));
+    let name = own
+        .clone()
+        .unwrap_or_else(|| format!("{topic}_dead_letter"));
     let connection = plan.connection.clone();
     let asked = name.clone();
     let there = tokio::task::spawn_blocking(move || has_topic(&connection, &asked)).await;
     match there {
         Ok(Ok(false)) => Some(Finding::warning(
-            format!("there is no topic {name} for bad records yet: unless the brokers make topics by themselves, the first one fails the job"),
+            format!(
+                "there is no topic {name} for bad records yet: unless the brokers make topics by themselves, the first one fails the job"
+            ),
             format!("create topic {name}, or name another with dead_letter_topic"),
         )),
         // A broker out of reach is told of by what reads.
@@ -245,7 +250,9 @@ pub async fn sink(connection: &Connection, topic: &str, has_key: bool) -> Result
     let policy = settings.get("cleanup.policy");
     if !has_key && policy.is_some_and(|policy| policy.contains("compact")) {
         return Ok(vec![Finding::error(
-            format!("topic {topic} is compacted (cleanup.policy), and the brokers refuse records without a key there"),
+            format!(
+                "topic {topic} is compacted (cleanup.policy), and the brokers refuse records without a key there"
+            ),
             "set the option key 'a,b' to the columns that the records are kept by",
         )]);
     }
