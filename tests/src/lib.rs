@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod kafka;
 pub mod postgres;
 pub mod proxy;
