@@ -122,7 +122,17 @@ fn number(place: u64) -> u32 {
 }
 
 fn wrong(error: DataFusionError) -> Error {
-    Error::invalid(error.strip_backtrace())
+    Error::invalid(match error.find_root() {
+        DataFusionError::SQL(parser, _) => match parser.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => {
+                format!("syntax error: {text}")
+            }
+            ParserError::RecursionLimitExceeded => format!(
+                "an expression is nested more than {RECURSION_LIMIT} deep: take it apart with a view"
+            ),
+        },
+        other => other.strip_backtrace(),
+    })
 }
 
 #[cfg(test)]
