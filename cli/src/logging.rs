@@ -1,7 +1,10 @@
 //! Logs of a process, on standard error.
 
+mod json;
+
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::JsonFields;
 
 /// How each line is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -43,6 +46,9 @@ pub fn init(logging: &Logging) {
         .with_ansi(std::io::stderr().is_terminal());
     match logging.format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Json => builder
+            .fmt_fields(JsonFields::default())
+            .event_format(json::Flat)
+            .init(),
     }
 }

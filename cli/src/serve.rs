@@ -1,8 +1,11 @@
 //! The servers: a master, a worker, or a whole cluster in this process.
 
+use crate::client::MasterAddress;
 use crate::logging::{LogFormat, Logging};
+use crate::security::{GateArgs, TlsArgs, TokenArgs};
 use crate::sql;
 use anyhow::Result;
+use essaim_common::access::{self, Access, DEFAULT_ENV_PREFIXES};
 use essaim_master::{Master, MasterConfig};
 use essaim_worker::{Worker, WorkerConfig};
 use std::io::Write;
@@ -17,7 +20,7 @@ pub struct MasterArgs {
     /// Where clients and workers connect (gRPC). Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7077")]
     listen: SocketAddr,
-    /// Where /healthz, /readyz and /api/v1 are served. Port 0 takes a free one.
+    /// Where /healthz, /readyz, /metrics and /api/v1 are served. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
     /// Where jobs are kept: a folder or an object store's URL.
@@ -26,9 +29,19 @@ pub struct MasterArgs {
     /// What the master's own operators may hold in memory.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// What the names of variables begin with that jobs may use as ${NAME}.
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',', default_value = DEFAULT_ENV_PREFIXES)]
+    env_prefixes: Vec<String>,
+    /// Folders and s3://bucket/path below which jobs may read and write files; none for no files [default: anywhere].
+    #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
+    file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 impl MasterArgs {
@@ -47,6 +60,7 @@ impl MasterArgs {
             http: Some(self.http),
             state_dir: self.state_dir.clone(),
             memory_bytes: self.memory.0,
+            security: self.gate.master(&self.tls),
         }
     }
 }
@@ -59,6 +73,9 @@ pub struct WorkerArgs {
     /// Where the master and other workers connect (gRPC). Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:7078")]
     listen: SocketAddr,
+    /// Where /healthz, /readyz and /metrics are served. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8081")]
+    http: SocketAddr,
     /// The URL under which others reach this worker, if not by the address it listens on.
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
@@ -68,9 +85,18 @@ pub struct WorkerArgs {
     /// What all tasks together may hold in memory before they spill to disk.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// Folders and s3://bucket/path below which jobs may read and write files; none for no files [default: anywhere].
+    #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
+    file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 impl WorkerArgs {
@@ -101,11 +127,12 @@ pub struct LocalArgs {
 /// An address that is taken, a state dir that cannot be opened.
 pub async fn master(args: MasterArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    limit(
+        Access::new(&args.env_prefixes, &args.file_roots)?,
+        args.listen,
+    )?;
     let master = Master::start(args.config()).await?;
-    match master.http_address() {
-        Some(http) => announce(&format!("grpc {} http {http}", master.address()))?,
-        None => announce(&format!("grpc {}", master.address()))?,
-    }
+    announce(master.address(), master.http_address())?;
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
     tokio::select! {
@@ -121,9 +148,13 @@ pub async fn master(args: MasterArgs) -> Result<()> {
 /// An address that is taken, a master that refuses this worker.
 pub async fn worker(args: WorkerArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    // Variables are filled in by the master.
+    limit(Access::new(&[], &args.file_roots)?, args.listen)?;
     let config = WorkerConfig {
+        security: args.gate.worker(&args.tls, &args.token)?,
         master: args.master,
         listen: args.listen,
+        http: Some(args.http),
         advertise: args.advertise,
         slots: args.slots.map_or_else(cores, NonZeroUsize::get),
         memory_bytes: args.memory.0,
@@ -133,7 +164,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
         worker = Worker::start(config) => worker?,
         () = signals.next() => return Ok(()),
     };
-    announce(&worker.address().to_string())?;
+    announce(worker.address(), worker.http_address())?;
     signals.next().await;
     tracing::info!("draining; a second signal ends the process at once");
     tokio::select! {
@@ -157,7 +188,12 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         cluster.address,
         cluster.workers.len()
     );
-    let done = sql::run_at(&cluster.address, args.input, &greeting).await;
+    let done = sql::run_at(
+        &MasterAddress::plain(&cluster.address),
+        args.input,
+        &greeting,
+    )
+    .await;
     cluster.stop().await;
     done
 }
@@ -179,6 +215,7 @@ impl LocalCluster {
     /// No folder for the state, no free port.
     pub async fn start(workers: usize, slots: usize) -> Result<Self> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        access::limit(Access::unlimited())?;
         let state = tempfile::Builder::new().prefix("essaim-").tempdir()?;
         let master = Master::start(MasterConfig {
             listen: loopback,
@@ -192,6 +229,7 @@ impl LocalCluster {
             Worker::start(WorkerConfig {
                 master: address.clone(),
                 listen: loopback,
+                http: None,
                 advertise: None,
                 slots,
                 ..WorkerConfig::default()
@@ -219,10 +257,24 @@ impl LocalCluster {
     }
 }
 
-/// One line on standard output, so that whoever asked for port 0 learns the address.
-fn announce(address: &str) -> std::io::Result<()> {
+/// Says what jobs may use of this process, and warns if that is every file.
+fn limit(access: Access, listen: SocketAddr) -> Result<()> {
+    if !access.confines_files() && !listen.ip().is_loopback() {
+        tracing::warn!(
+            "whoever may submit a job can read and write every file that this process can: name folders with --file-roots"
+        );
+    }
+    Ok(access::limit(access)?)
+}
+
+/// One line on standard output, so that whoever asked for port 0 learns the addresses.
+fn announce(grpc: SocketAddr, http: Option<SocketAddr>) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on {address}")?;
+    write!(out, "listening on grpc {grpc}")?;
+    if let Some(http) = http {
+        write!(out, " http {http}")?;
+    }
+    writeln!(out)?;
     out.flush()
 }
 

@@ -53,6 +53,14 @@ impl Broadcasts {
         Some(Arc::clone(&held.batches))
     }
 
+    /// How many inputs are held, and their bytes in memory.
+    pub fn size(&self) -> (usize, usize) {
+        let inputs = self.inputs.lock();
+        let batches = inputs.values().flat_map(|held| held.batches.iter());
+        let bytes = batches.map(RecordBatch::get_array_memory_size).sum();
+        (inputs.len(), bytes)
+    }
+
     /// Lets go of an input.
     pub fn drop_key(&self, key: &str) {
         self.inputs.lock().remove(key);

@@ -80,6 +80,14 @@ impl Error {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Internal)
     }
 
+    /// The same error with something more to know behind.
+    pub fn with_hint(self, hint: impl std::fmt::Display) -> Self {
+        Self {
+            kind: self.kind,
+            message: format!("{}; {hint}", self.message),
+        }
+    }
+
     /// The same error with the place it happened in front.
     pub fn context(self, place: impl std::fmt::Display) -> Self {
         Self {
@@ -123,6 +131,12 @@ impl From<&DataFusionError> for Error {
             // A cast or an arithmetic error fails the same way everywhere.
             DataFusionError::ArrowError(..) | DataFusionError::Execution(_) => ErrorKind::Data,
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Exhausted,
+            // The same files are refused wherever it is tried again.
+            DataFusionError::ObjectStore(error)
+                if matches!(**error, object_store::Error::PermissionDenied { .. }) =>
+            {
+                ErrorKind::Invalid
+            }
             DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };

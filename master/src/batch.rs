@@ -4,6 +4,7 @@ use crate::Shared;
 use crate::check::walk::Walk;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobKind, JobState};
+use crate::jobs::queue::Turn;
 use crate::plan::{Planner, Purpose, Query, parse, purpose};
 use crate::run;
 use crate::stream::{self, End};
@@ -12,6 +13,7 @@ use essaim_common::scope::JobScope;
 use essaim_common::{Error, ErrorKind, Result};
 use futures::TryStreamExt;
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something. Tells how it runs.
 ///
@@ -39,25 +41,38 @@ fn planner(shared: &Arc<Shared>, scope: &Arc<JobScope>) -> Planner {
     )
 }
 
-/// Sees a job through to its end.
-pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
+/// Sees a job through to its end. A batch job has its place in the queue when this returns.
+pub(crate) fn run(
+    shared: Arc<Shared>,
+    job: Arc<JobHandle>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let turn = match job.read(|record| record.kind) {
+        JobKind::Batch => Some(shared.job_queue.enter(&job)),
+        JobKind::Streaming => None,
+    };
+    // Spans stand at this level so that no filter takes their fields from a line.
+    let span = tracing::error_span!("job", job = %job.id());
+    run_with(shared, job, turn).instrument(span)
+}
+
+async fn run_with(shared: Arc<Shared>, job: Arc<JobHandle>, turn: Option<Turn>) {
     let outcome = tokio::select! {
         outcome = async {
-            match job.read(|record| record.kind) {
-                JobKind::Batch => {
-                    // The semaphore lives as long as the master and is never closed.
-                    let _turn = shared.running_jobs.acquire().await;
+            match turn {
+                Some(mut turn) => {
+                    turn.come().await;
                     run_statements(&shared, &job)
                         .await
                         .map(|()| JobState::Succeeded)
                 }
-                JobKind::Streaming => stream::run(&shared, &job).await.map(|end| match end {
+                None => stream::run(&shared, &job).await.map(|end| match end {
                     End::Stopped => JobState::Stopped,
                     End::Finished => JobState::Succeeded,
                 }),
             }
         } => outcome,
         () = job.cancelled() => Err(Error::cancelled("cancelled")),
+        error = shared.jobs.taken_over() => Err(error),
     };
     let (state, message) = match outcome {
         Ok(state) => (state, String::new()),
@@ -103,9 +118,15 @@ async fn run_in_scope(
                         ),
                     ));
                 }
-                let rows = run::start(shared, &planner, job, index, query).await?;
-                let _: Vec<_> = rows.try_collect().await?;
-                shared.jobs.save(job).await?;
+                let statement = async {
+                    let rows = run::start(shared, &planner, job, index, query).await?;
+                    let _: Vec<_> = rows.try_collect().await?;
+                    shared.jobs.save(job).await
+                };
+                // A trace of its own, as each epoch has one.
+                let span =
+                    tracing::error_span!(parent: None, "query", job = %job.id(), query = index);
+                statement.instrument(span).await?;
                 index += 1;
             }
         }

@@ -84,7 +84,10 @@ impl Process {
     }
 
     /// The first line that it wrote on standard output.
-    async fn first_line(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// It ended or wrote none in time; the end of its log is in the message.
+    pub async fn first_line(&mut self) -> Result<String> {
         let (stdout, log, name) = (self.stdout.clone(), self.log.clone(), self.name.clone());
         let child = &mut self.child;
         let mut ended = None;
@@ -142,6 +145,14 @@ impl Drop for Process {
     }
 }
 
+/// The addresses for gRPC and HTTP in a server's first line.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (grpc, http) = line
+        .strip_prefix("listening on grpc ")?
+        .split_once(" http ")?;
+    Some((grpc.parse().ok()?, http.trim().parse().ok()?))
+}
+
 /// The last lines of a log.
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -154,8 +165,9 @@ fn tail(log: &Path) -> String {
 pub struct Worker {
     /// The id under which it registered; empty if nobody waited for that.
     pub id: String,
-    /// Where it listens.
+    /// Where it listens for gRPC and for HTTP.
     pub address: SocketAddr,
+    pub http: SocketAddr,
     /// Gone once it was killed or stopped.
     process: Option<Process>,
 }
@@ -164,6 +176,8 @@ pub struct Worker {
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
+    /// What masters and workers are started from.
+    program: PathBuf,
     grpc: SocketAddr,
     http: SocketAddr,
     /// What workers connect to instead of the master, if there is something before it.
@@ -171,6 +185,8 @@ pub struct Cluster {
     master: Option<Process>,
     masters_started: usize,
     workers: Vec<Worker>,
+    /// In the environment of the processes that are started from now on.
+    variables: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -179,7 +195,24 @@ impl Cluster {
     /// # Errors
     /// The binary is missing, or a process does not come up.
     pub async fn start(workers: usize, slots: usize) -> Result<Self> {
-        Self::start_with(workers, slots, None).await
+        Self::start_with(workers, slots, None, &[]).await
+    }
+
+    /// As [`Self::start`], with variables in the environment of all processes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_under(
+        workers: usize,
+        slots: usize,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::start_with(workers, slots, None, variables).await
+    }
+
+    /// A variable for the processes that are started from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// As [`Self::start`], with a proxy between workers and master.
@@ -189,23 +222,33 @@ impl Cluster {
     pub async fn start_behind_proxy(workers: usize, slots: usize) -> Result<Self> {
         // It is told where the master is when that is known.
         let front = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 1))).await?;
-        Self::start_with(workers, slots, Some(front)).await
+        Self::start_with(workers, slots, Some(front), &[]).await
     }
 
-    async fn start_with(workers: usize, slots: usize, front: Option<Proxy>) -> Result<Self> {
+    async fn start_with(
+        workers: usize,
+        slots: usize,
+        front: Option<Proxy>,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let dir = logs()?.join(unique("cluster"));
         std::fs::create_dir_all(dir.join("state"))?;
         std::fs::create_dir_all(dir.join("tmp"))?;
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut cluster = Self {
             dir,
+            program: binary()?,
             grpc: any,
             http: any,
             front,
             master: None,
             masters_started: 0,
             workers: Vec::new(),
+            variables: Vec::new(),
         };
+        for (name, value) in variables {
+            cluster.set_variable(name, value);
+        }
         cluster.show_logs();
         cluster.restart_master().await?;
         for _ in 0..workers {
@@ -224,6 +267,11 @@ impl Cluster {
         format!("http://{}", self.grpc)
     }
 
+    /// Where the master serves HTTP, as a URL.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+
     /// A folder of this cluster's own, e.g. for job files.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -232,6 +280,16 @@ impl Cluster {
     /// The workers, in the order in which they were started, dead ones among them.
     pub fn workers(&self) -> &[Worker] {
         &self.workers
+    }
+
+    /// The log of the `n`th master that was started, from 1, and of a worker, by its position.
+    pub fn log_of_master(&self, n: usize) -> PathBuf {
+        self.dir.join(format!("master-{n}.log"))
+    }
+
+    /// See [`Self::log_of_master`].
+    pub fn log_of_worker(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("worker-{}.log", index + 1))
     }
 
     /// The ids of the living processes: the master's, then the workers'.
@@ -245,8 +303,11 @@ impl Cluster {
     }
 
     fn command(&self, role: &str) -> Result<Command> {
-        let mut command = Command::new(binary()?);
-        command.arg(role).env("TMPDIR", self.dir.join("tmp"));
+        let mut command = Command::new(&self.program);
+        command
+            .arg(role)
+            .env("TMPDIR", self.dir.join("tmp"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -267,17 +328,31 @@ impl Cluster {
         let name = format!("master-{}", self.masters_started);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        (self.grpc, self.http) = line
-            .strip_prefix("listening on grpc ")
-            .and_then(|rest| rest.split_once(" http "))
-            .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
-            .with_context(|| format!("the master's first line is {line:?}"))?;
+        (self.grpc, self.http) =
+            addresses(&line).with_context(|| format!("the master's first line is {line:?}"))?;
         self.master = Some(process);
         if let Some(front) = &self.front {
             front.retarget(self.grpc);
         }
         let healthy = async || Ok((self.http_get("/healthz").await?.0 == 200).then_some(()));
         wait_for("the master to answer", SOON, healthy).await
+    }
+
+    /// Starts masters and workers from this binary from now on.
+    pub fn run_from(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Stops the master as an operator would (SIGTERM).
+    ///
+    /// # Errors
+    /// It does not end, or with another code than 0.
+    pub async fn stop_master(&mut self) -> Result<()> {
+        let mut master = self.master.take().context("there is no master")?;
+        master.signal(Signal::SIGTERM)?;
+        let status = master.ended(SOON).await?;
+        ensure!(status.success(), "the master ended with {status}");
+        Ok(())
     }
 
     /// Kills the master with SIGKILL.
@@ -373,18 +448,18 @@ impl Cluster {
         command
             .args(flags)
             .args(["--listen", "127.0.0.1:0"])
+            .args(["--http", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string()])
             .args(["--memory", memory]);
         let name = format!("worker-{}", self.workers.len() + 1);
         let mut process = Process::spawn(&name, command, &self.dir)?;
         let line = process.first_line().await?;
-        let address = line
-            .strip_prefix("listening on ")
-            .and_then(|rest| rest.trim().parse().ok())
-            .with_context(|| format!("the worker's first line is {line:?}"))?;
+        let (address, http) =
+            addresses(&line).with_context(|| format!("the worker's first line is {line:?}"))?;
         self.workers.push(Worker {
             id: String::new(),
             address,
+            http,
             process: Some(process),
         });
         Ok(self.workers.len() - 1)
@@ -461,14 +536,32 @@ impl Cluster {
         Client::connect(&self.url()).await
     }
 
+    /// Where the master serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     /// Status and body of a page of the master.
     ///
     /// # Errors
     /// The master does not answer within five seconds, or not in HTTP.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
+        Self::http_at(self.http, "GET", path).await
+    }
+
+    /// Where the master serves HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Status and body of what a master at this address answers to a request without a body.
+    ///
+    /// # Errors
+    /// It does not answer within five seconds, or not in HTTP.
+    pub async fn http_at(http: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
         let exchange = async {
-            let mut stream = TcpStream::connect(self.http).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            let mut stream = TcpStream::connect(http).await?;
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut response = String::new();
             stream.read_to_string(&mut response).await?;
@@ -476,15 +569,15 @@ impl Cluster {
         };
         let response = tokio::time::timeout(Duration::from_secs(5), exchange)
             .await
-            .with_context(|| format!("GET {path}"))??;
+            .with_context(|| format!("{method} {path}"))??;
         let (head, body) = response
             .split_once("\r\n\r\n")
-            .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+            .with_context(|| format!("{method} {path}: no HTTP: {response:?}"))?;
         let status = head
             .split(' ')
             .nth(1)
             .and_then(|status| status.parse().ok())
-            .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+            .with_context(|| format!("{method} {path}: no status: {head:?}"))?;
         Ok((status, body.to_owned()))
     }
 
@@ -500,7 +593,7 @@ impl Cluster {
         serde_json::from_str(&body).with_context(|| format!("GET {path}: {body:?}"))
     }
 
-    /// The ids of the workers that the master knows.
+    /// The ids of the workers that the master has.
     ///
     /// # Errors
     /// Those of [`Self::json`].
@@ -511,10 +604,38 @@ impl Cluster {
             .with_context(|| format!("no workers in {page}"))?;
         Ok(workers
             .iter()
+            .filter(|worker| worker["state"] != "lost")
             .filter_map(|worker| worker["id"].as_str())
             .map(str::to_owned)
             .collect())
     }
+}
+
+/// Status and body of a page.
+///
+/// # Errors
+/// No answer within five seconds, or none in HTTP.
+pub async fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        anyhow::Ok(response)
+    };
+    let response = tokio::time::timeout(Duration::from_secs(5), exchange)
+        .await
+        .with_context(|| format!("GET {path}"))??;
+    let (head, body) = response
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .with_context(|| format!("GET {path}: no status: {head:?}"))?;
+    Ok((status, body.to_owned()))
 }
 
 /// The cluster that the tests of one file share: two workers with two slots each.

@@ -3,15 +3,22 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod http;
 mod membership;
+mod metrics;
 mod probe;
 mod tasks;
 
+use crate::http::Page;
 use crate::membership::Membership;
+use crate::metrics::TaskCounts;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
-use datafusion_distributed::WorkerQueryContext;
+use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use essaim_common::broadcast::Broadcasts;
+use essaim_common::metrics::GrpcErrors;
+use essaim_common::net::http::serve_http;
+use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
@@ -23,8 +30,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tower::util::MapResponseLayer;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -36,12 +42,16 @@ pub struct WorkerConfig {
     pub master: String,
     /// Where the worker listens; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where HTTP is served, if anywhere; port 0 takes a free one.
+    pub http: Option<SocketAddr>,
     /// Under which `http://HOST:PORT` others reach it; found out when `None`.
     pub advertise: Option<String>,
     /// How many tasks it runs at a time.
     pub slots: usize,
     /// Memory for all its tasks together, in bytes.
     pub memory_bytes: u64,
+    /// Who may call, and how others are called.
+    pub security: Security,
 }
 
 impl Default for WorkerConfig {
@@ -49,9 +59,11 @@ impl Default for WorkerConfig {
         Self {
             master: "http://127.0.0.1:7077".to_owned(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7078),
+            http: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081)),
             advertise: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 2 << 30,
+            security: Security::default(),
         }
     }
 }
@@ -60,10 +72,12 @@ impl Default for WorkerConfig {
 #[derive(Debug)]
 pub struct Worker {
     address: SocketAddr,
+    http_address: Option<SocketAddr>,
     gauge: Gauge,
     membership: Membership,
     stop: CancellationToken,
     server: JoinHandle<()>,
+    http: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -72,12 +86,18 @@ impl Worker {
     /// # Errors
     /// The address is taken.
     pub async fn start(config: WorkerConfig) -> Result<Self> {
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|e| Error::invalid(format!("cannot listen on {}: {e}", config.listen)))?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::internal(e.to_string()))?;
+        let secret = ClusterSecret::unknown();
+        let gate = Gate::open(&config.security, Some(secret.clone()))?;
+        let peers = Peers::new(&config.security.identity, secret.clone())?;
+        let (listener, address) = bind("--listen", config.listen).await?;
+        gate.check(address, true)?;
+        let http = match config.http {
+            Some(http) => Some(bind("--http", http).await?),
+            None => None,
+        };
+        if let Some((_, http)) = &http {
+            gate.check(*http, false)?;
+        }
 
         let runtime = session::runtime(config.memory_bytes)?;
         let gauge = Gauge::default();
@@ -97,19 +117,29 @@ impl Worker {
                 if let Some(warm) = exchange_config.get_extension::<essaim_common::scope::Warm>() {
                     config.set_extension(warm);
                 }
+                config.set_distributed_channel_resolver(peers.clone());
                 async move { Ok(session::with_essaim(builder).build()) }
             },
         )
         .with_runtime_env(Arc::clone(&runtime))
-        .with_version(essaim_proto::VERSION);
+        .with_max_message_size(MAX_MESSAGE_BYTES / 4)
+        .with_version(essaim_proto::VERSION.as_str());
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
+        let broadcasts = state.config().get_extension();
+        let counts = Arc::<TaskCounts>::default();
         let id = membership::new_id();
-        let service = TaskService::new(id.clone(), state, gauge.clone());
+        let service = TaskService::new(id.clone(), state, gauge.clone(), Arc::clone(&counts));
         let stop = CancellationToken::new();
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        let grpc_errors = GrpcErrors::default();
+        let errors = grpc_errors.clone();
+        let server = gate
+            .grpc()
+            .layer(MapResponseLayer::new(move |answer| {
+                errors.look(&answer);
+                answer
+            }))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -118,23 +148,46 @@ impl Worker {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
-            .add_service(exchange.into_worker_server())
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop.clone().cancelled_owned(),
-            );
+            .add_service(
+                exchange
+                    .into_worker_server()
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .serve_with_incoming_shutdown(gate.incoming(listener), stop.clone().cancelled_owned());
         let server = tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership = Membership::start(id, &config, address, gauge.clone(), runtime)?;
+        let membership = Membership::start(
+            id,
+            &config,
+            address,
+            gauge.clone(),
+            Arc::clone(&runtime),
+            secret,
+        )?;
+        let http_address = http.as_ref().map(|(_, address)| *address);
+        let http = http.map(|(listener, _)| {
+            let page = Page {
+                runtime,
+                gauge: gauge.clone(),
+                slots: config.slots,
+                counts,
+                grpc_errors,
+                lease: membership.lease(),
+                broadcasts: broadcasts.unwrap_or_default(),
+            };
+            tokio::spawn(serve_http(listener, page.router(), gate, stop.clone()))
+        });
         Ok(Self {
             address,
+            http_address,
             gauge,
             membership,
             stop,
             server,
+            http,
         })
     }
 
@@ -143,14 +196,19 @@ impl Worker {
         self.address
     }
 
-    /// Takes no new tasks, waits up to 30 s for those that run, leaves the registry and ends.
+    /// The HTTP address that the worker really listens on.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Takes no new tasks, waits up to 30 s for those that the master has given it, leaves the registry and ends.
     /// Tasks that run still then are handed back: their streams break and the master runs them elsewhere.
     pub async fn drain(self) {
-        self.membership.drain();
-        if tokio::time::timeout(DRAIN, self.gauge.idle())
-            .await
-            .is_err()
-        {
+        let ended = async {
+            self.membership.drain().await;
+            self.gauge.idle().await;
+        };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
             tracing::warn!("tasks are still running after 30 s: handing them back");
         }
         // The server first, so that the last words of the last tasks are out before the master forgets the worker.
@@ -162,6 +220,22 @@ impl Worker {
         {
             server.abort();
         }
+        if let Some(http) = self.http {
+            http.abort();
+        }
         self.membership.leave().await;
     }
+}
+
+async fn bind(flag: &str, wanted: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let bound = async {
+        let listener = TcpListener::bind(wanted).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, std::io::Error>((listener, address))
+    };
+    bound.await.map_err(|e| {
+        Error::invalid(format!(
+            "cannot listen on {wanted}: {e}; give another address with {flag}, e.g. {flag} 0.0.0.0:0 for a free port"
+        ))
+    })
 }

@@ -1,9 +1,11 @@
 //! Serves the tasks below the cut: decodes a stage's plan, runs one partition of it, streams the rows back.
 
+use crate::metrics::{TaskCounts, TaskOutcome};
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
+use essaim_common::bad_records::BadRecords;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
@@ -12,6 +14,7 @@ use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
+use essaim_proto::v1;
 use essaim_proto::v1::{
     DropBroadcastsRequest, DropBroadcastsResponse, ProbeRequest, ProbeResponse,
     PutBroadcastRequest, PutBroadcastResponse,
@@ -22,9 +25,10 @@ use futures::{Stream, StreamExt};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
 const PROGRESS: Duration = Duration::from_millis(500);
 
@@ -50,20 +54,101 @@ impl Gauge {
         }
     }
 
-    fn enter(&self) -> Entered {
+    fn enter(&self) {
         self.inner.0.fetch_add(1, Ordering::AcqRel);
-        Entered(self.clone())
+    }
+
+    fn leave(&self) {
+        self.inner.0.fetch_sub(1, Ordering::AcqRel);
+        self.inner.1.notify_waiters();
     }
 }
 
 /// One running task; it has ended when this is dropped.
-struct Entered(Gauge);
+struct Running {
+    plan: Arc<dyn ExecutionPlan>,
+    gauge: Gauge,
+    counts: Arc<TaskCounts>,
+    started: Instant,
+    /// What has been counted of its rows so far.
+    counted: TaskProgress,
+    /// How it ends if nothing else is said.
+    outcome: TaskOutcome,
+}
 
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.inner.0.fetch_sub(1, Ordering::AcqRel);
-        self.0.inner.1.notify_waiters();
+impl Running {
+    fn new(plan: Arc<dyn ExecutionPlan>, gauge: Gauge, counts: Arc<TaskCounts>) -> Self {
+        gauge.enter();
+        Self {
+            plan,
+            gauge,
+            counts,
+            started: Instant::now(),
+            counted: TaskProgress::default(),
+            outcome: TaskOutcome::Cancelled,
+        }
     }
+
+    /// The last word of a task that has sent all its rows.
+    fn done(&mut self) -> TaskDone {
+        let metrics = self.plan.metrics();
+        let rows_out = metrics.and_then(|metrics| metrics.output_rows());
+        let mut done = TaskDone {
+            progress: Some(self.progress()),
+            rows_out: rows_out.unwrap_or_default() as u64,
+            ..TaskDone::default()
+        };
+        add_facts(&self.plan, &mut done);
+        node_rows(&self.plan, &mut done.node_rows);
+        self.counts.rows_out.add(done.rows_out);
+        self.counts.late_rows.add(
+            done.late_rows
+                .values()
+                .chain(done.late_in_source.values())
+                .sum(),
+        );
+        self.outcome = TaskOutcome::Succeeded;
+        done
+    }
+
+    /// How far it is; counted for metrics too.
+    fn progress(&mut self) -> TaskProgress {
+        let now = progress(&self.plan);
+        let before = std::mem::replace(&mut self.counted, now);
+        self.counts.progress(&before, &now);
+        now
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.progress();
+        self.counts.spilled_bytes.add(spilled(&self.plan));
+        self.counts.ended(self.outcome, self.started.elapsed());
+        self.gauge.leave();
+    }
+}
+
+/// Around everything that a task does. Its name is "JOB/QUERY/STAGE/TASK/ATTEMPT".
+fn task_span(request: &RunRequest) -> Span {
+    let mut parts = request.task.splitn(5, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    // At this level no filter takes the fields from a line.
+    let job = part();
+    let mut number = || part().parse::<u64>().ok();
+    let span = tracing::error_span!(
+        "task",
+        job,
+        query = number(),
+        epoch = tracing::field::Empty,
+        stage = number(),
+        task = number(),
+        attempt = number(),
+    );
+    if let Some(epoch) = &request.epoch {
+        span.record("epoch", epoch.epoch);
+    }
+    span
 }
 
 /// The gRPC service.
@@ -72,11 +157,22 @@ pub(crate) struct TaskService {
     id: String,
     state: SessionState,
     gauge: Gauge,
+    counts: Arc<TaskCounts>,
 }
 
 impl TaskService {
-    pub(crate) fn new(id: String, state: SessionState, gauge: Gauge) -> Self {
-        Self { id, state, gauge }
+    pub(crate) fn new(
+        id: String,
+        state: SessionState,
+        gauge: Gauge,
+        counts: Arc<TaskCounts>,
+    ) -> Self {
+        Self {
+            id,
+            state,
+            gauge,
+            counts,
+        }
     }
 
     /// The task's context: the worker's own with the job's settings on top.
@@ -91,6 +187,7 @@ impl TaskService {
             task_index: request.partition as usize,
             task_count: 0,
         }));
+        config.set_extension(Arc::new(BadRecords::default()));
         if let Some(epoch) = &request.epoch {
             config.set_extension(Arc::new(EpochParams {
                 epoch: epoch.epoch,
@@ -128,24 +225,23 @@ impl TaskService {
                 request.task
             )));
         }
+        let bad_records = context.session_config().get_extension();
         let rows = plan.execute(0, context)?;
-        let entered = self.gauge.enter();
-        tracing::debug!(task = %request.task, "running");
+        let running = Running::new(plan, self.gauge.clone(), Arc::clone(&self.counts));
+        tracing::debug!("running");
         Ok(Box::pin(respond(
-            plan,
+            running,
             ipc::encode_stream(rows),
-            entered,
-            request.task,
+            bad_records.unwrap_or_default(),
         )))
     }
 }
 
 /// Rows as they come, progress in between, and a last word.
 fn respond(
-    plan: Arc<dyn ExecutionPlan>,
+    running: Running,
     chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
-    entered: Entered,
-    task: String,
+    bad_records: Arc<BadRecords>,
 ) -> impl Stream<Item = Result<RunResponse>> + Send + 'static {
     // A panic in a plan is an error of this task, not the end of a connection that others share.
     let chunks = AssertUnwindSafe(chunks).catch_unwind().map(|chunk| {
@@ -161,42 +257,60 @@ fn respond(
     let mut ticks = tokio::time::interval(PROGRESS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.reset();
-    let state = Some((Box::pin(chunks), ticks, plan, entered));
+    let span = Span::current();
+    let state = Answer::Rows(Box::pin(chunks), ticks, running);
     futures::stream::unfold(state, move |state| {
-        let task = task.clone();
-        async move {
-            let (mut chunks, mut ticks, plan, entered) = state?;
+        let bad_records = Arc::clone(&bad_records);
+        let step = async move {
+            let (mut chunks, mut ticks, mut running) = match state {
+                Answer::Rows(chunks, ticks, running) => (chunks, ticks, running),
+                Answer::Last(last) => return Some((*last, Answer::Over)),
+                Answer::Over => return None,
+            };
             let part = tokio::select! {
                 biased;
                 chunk = chunks.next() => match chunk {
                     Some(Ok(chunk)) => Part::ArrowIpc(chunk),
-                    Some(Err(error)) => {
-                        tracing::warn!(%task, %error, "failed");
-                        return Some((Err(error), None));
-                    }
-                    None => {
-                        let rows_out = plan
-                            .metrics()
-                            .and_then(|metrics| metrics.output_rows())
-                            .unwrap_or_default() as u64;
-                        let mut done = TaskDone {
-                            progress: Some(progress(&plan)),
-                            rows_out,
-                            ..TaskDone::default()
+                    ended => {
+                        let last = match ended {
+                            Some(Err(error)) => {
+                                tracing::warn!(%error, "failed");
+                                running.outcome = TaskOutcome::Failed;
+                                Err(error)
+                            }
+                            _ => {
+                                let done = running.done();
+                                tracing::debug!(rows_out = done.rows_out, "done");
+                                Ok(response(Part::Done(done)))
+                            }
                         };
-                        add_facts(&plan, &mut done);
-                        let done = Part::Done(done);
-                        return Some((Ok(RunResponse { part: Some(done) }), None));
+                        let records = bad_records.noted();
+                        if records.is_empty() {
+                            return Some((last, Answer::Over));
+                        }
+                        let told = response(Part::BadRecords(v1::BadRecords { records }));
+                        return Some((Ok(told), Answer::Last(Box::new(last))));
                     }
                 },
-                _ = ticks.tick() => Part::Progress(progress(&plan)),
+                _ = ticks.tick() => Part::Progress(running.progress()),
             };
-            Some((
-                Ok(RunResponse { part: Some(part) }),
-                Some((chunks, ticks, plan, entered)),
-            ))
-        }
+            let next = Answer::Rows(chunks, ticks, running);
+            Some((Ok(response(part)), next))
+        };
+        step.instrument(span.clone())
     })
+}
+
+/// Where the answer to a call stands.
+enum Answer<S> {
+    Rows(S, tokio::time::Interval, Running),
+    /// The last word, after what was told before it.
+    Last(Box<Result<RunResponse>>),
+    Over,
+}
+
+fn response(part: Part) -> RunResponse {
+    RunResponse { part: Some(part) }
 }
 
 /// What the leaves of a plan have counted.
@@ -232,6 +346,41 @@ fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
     }
 }
 
+/// What each node of a plan has yielded, from the root down, left to right; -1 if it does not count. Returns the root's.
+fn node_rows(plan: &Arc<dyn ExecutionPlan>, rows: &mut Vec<i64>) -> i64 {
+    let position = rows.len();
+    rows.push(-1);
+    let children: Vec<i64> = plan
+        .children()
+        .into_iter()
+        .map(|child| node_rows(child, rows))
+        .collect();
+    let metrics = plan.metrics();
+    let count = |name: &str| {
+        let sum = metrics.as_ref().and_then(|found| found.sum_by_name(name));
+        sum.map_or(0, |value| value.as_usize() as i64)
+    };
+    let own = if plan.is::<ScanExec>() {
+        let dropped = ["records_skipped", "records_dead_lettered", "late_rows"];
+        count("rows_in") - dropped.into_iter().map(count).sum::<i64>()
+    } else if let (Some(filter), [input]) = (plan.downcast_ref::<LateFilterExec>(), &children[..]) {
+        match input {
+            -1 => -1,
+            input => input - filter.late_rows() as i64,
+        }
+    } else {
+        let counted = metrics.as_ref().and_then(|found| found.output_rows());
+        counted.map_or(-1, |rows| rows as i64)
+    };
+    rows[position] = own;
+    own
+/// Bytes that the operators of a plan have written to temporary files.
+fn spilled(plan: &Arc<dyn ExecutionPlan>) -> u64 {
+    let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes());
+    let below = plan.children().into_iter().map(spilled);
+    own.unwrap_or_default() as u64 + below.sum::<u64>()
+}
+
 /// What an epoch is told of its rows: the latest event times, and how many came too late.
 fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
     for child in plan.children() {
@@ -262,8 +411,9 @@ impl Tasks for TaskService {
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let request = request.into_inner();
-        let task = request.task.clone();
-        let started = std::panic::catch_unwind(AssertUnwindSafe(|| self.start(request)))
+        let span = task_span(&request);
+        let start = || span.in_scope(|| self.start(request));
+        let started = std::panic::catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
         match started {
             Ok(responses) => Ok(Response::new(
@@ -272,7 +422,8 @@ impl Tasks for TaskService {
                     .boxed(),
             )),
             Err(error) => {
-                tracing::warn!(%task, %error, "refused");
+                span.in_scope(|| tracing::warn!(%error, "refused"));
+                self.counts.ended(TaskOutcome::Refused, Duration::ZERO);
                 Err(error.into())
             }
         }

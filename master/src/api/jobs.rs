@@ -7,6 +7,7 @@ use crate::doctor;
 use crate::jobs::Submission;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobState, MAX_EPOCHS_KEPT};
+use crate::jobs::queue::Turn;
 use crate::plan::{MAX_SQL_BYTES, Planner, Purpose, parse, purpose};
 use crate::run;
 use datafusion::execution::SendableRecordBatchStream;
@@ -23,6 +24,7 @@ use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 /// Clients hear of changes at most so often.
 const WATCH_PERIOD: Duration = Duration::from_millis(100);
@@ -50,9 +52,14 @@ impl Jobs for JobsService {
             from_scratch: request.from_scratch,
         };
         let job = self.0.jobs.submit(submission).await?;
-        let job_id = job.id();
-        self.0.spawn(batch::run(Arc::clone(&self.0), job));
-        Ok(Response::new(v1::SubmitResponse { job_id }))
+        let run = batch::run(Arc::clone(&self.0), Arc::clone(&job));
+        let (job_id, queue_position) =
+            job.read(|record| (record.id.clone(), record.queue_position));
+        self.0.spawn(run);
+        Ok(Response::new(v1::SubmitResponse {
+            job_id,
+            queue_position,
+        }))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answer<v1::ListResponse> {
@@ -71,7 +78,8 @@ impl Jobs for JobsService {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Job> {
         let job = self.find(&request.into_inner().job_id)?;
-        Ok(Response::new(job.read(|record| record.to_proto(true))))
+        let shown = self.0.jobs.look(&job, |record| record.to_proto(true));
+        Ok(Response::new(shown.await?))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Answer<v1::CancelResponse> {
@@ -217,6 +225,7 @@ struct Running {
     rows: std::pin::Pin<Box<dyn Stream<Item = Result<bytes::Bytes>> + Send>>,
     scope: Arc<JobScope>,
     guard: QueryGuard,
+    _turn: Option<Turn>,
 }
 
 /// The query's Arrow IPC stream.
@@ -236,20 +245,23 @@ fn chunks(
         Running(Running),
         Ended,
     }
+    let span = tracing::error_span!(parent: None, "query", job = %job.id());
     let start = State::Start(shared, job, Box::new(request), guard);
-    futures::stream::unfold(start, |state| async move {
+    let step = |state| async move {
         let mut running = match state {
             State::Start(shared, job, request, guard) => {
                 let scope = JobScope::new(job.id(), 1, shared.registry.slots());
                 let begun = tokio::select! {
                     begun = begin(&shared, &job, &request, &scope) => begun,
                     () = job.cancelled() => Err(Error::cancelled("cancelled")),
+                    error = shared.jobs.taken_over() => Err(error),
                 };
                 match begun {
-                    Ok(rows) => Running {
+                    Ok((rows, turn)) => Running {
                         rows: Box::pin(ipc::encode_stream(rows)),
                         scope,
                         guard,
+                        _turn: turn,
                     },
                     Err(error) => {
                         scope.release().await;
@@ -265,6 +277,7 @@ fn chunks(
         let next = tokio::select! {
             next = running.rows.next() => next,
             () = job.cancelled() => Some(Err(Error::cancelled("cancelled"))),
+            error = running.guard.shared.jobs.taken_over() => Some(Err(error)),
         };
         match next {
             Some(Ok(chunk)) => Some((Ok(chunk), State::Running(running))),
@@ -279,16 +292,24 @@ fn chunks(
                 None
             }
         }
-    })
+    };
+    futures::stream::unfold(start, move |state| step(state).instrument(span.clone()))
 }
 
-/// Runs the statements up to the last one and starts that one.
+/// Waits for the query's turn, runs the statements up to the last one and starts that one.
 async fn begin(
     shared: &Arc<Shared>,
     job: &Arc<JobHandle>,
     request: &v1::QueryRequest,
     scope: &Arc<JobScope>,
-) -> Result<SendableRecordBatchStream> {
+) -> Result<(SendableRecordBatchStream, Option<Turn>)> {
+    let mut statements = parse(&request.sql)?;
+    // A declaration takes next to nothing: it need not wait.
+    let is_work = |statement| purpose(statement) != Purpose::Setup;
+    let mut turn = None;
+    if statements.iter().any(is_work) {
+        turn.insert(shared.query_queue.enter(job)).come().await;
+    }
     shared.jobs.advance(job, JobState::Running, "").await;
     let mut planner = Planner::new(
         Arc::clone(&shared.runtime),
@@ -300,7 +321,6 @@ async fn begin(
             planner.set_up(statement).await?;
         }
     }
-    let mut statements = parse(&request.sql)?;
     let Some(last) = statements.pop() else {
         return Err(Error::invalid("there is no statement"));
     };
@@ -326,11 +346,12 @@ async fn begin(
     if purpose(&last) == Purpose::Setup {
         own.set_up(last).await?;
         let schema = Arc::new(arrow::datatypes::Schema::empty());
-        return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        return Ok((Box::pin(EmptyRecordBatchStream::new(schema)), turn));
     }
     scope.set_query(index as u32);
     let query = own.query(last).await?;
-    run::start(shared, &planner, job, index, query).await
+    let rows = run::start(shared, &planner, job, index, query).await?;
+    Ok((rows, turn))
 }
 
 /// Chunks, and progress in between if it is wanted.

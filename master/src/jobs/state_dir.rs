@@ -1,6 +1,7 @@
 //! The state dir: small objects under names, in a folder of this machine or in a bucket.
 
 use bytes::Bytes;
+use essaim_common::metrics::{Counter, Durations};
 use essaim_common::{Error, Result, object_stores};
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -11,7 +12,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long one request may take, beside its bytes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,6 +32,10 @@ pub struct StateDir {
     root: Path,
     /// The folder, if it is one.
     local: Option<PathBuf>,
+    /// Requests that did not work.
+    pub(crate) errors: Counter,
+    /// How long requests took, also those that did not work.
+    pub(crate) requests: Durations,
 }
 
 /// An object that a listing has found.
@@ -47,7 +52,7 @@ impl StateDir {
     /// # Errors
     /// The URL is wrong; the folder cannot be made.
     pub async fn open(url: &str) -> Result<Arc<Self>> {
-        let (store, root) = object_stores::open(url)?;
+        let (store, root) = object_stores::open_own(url)?;
         let parsed = object_stores::parse(url)?;
         let local = match parsed.scheme() {
             "file" => Some(parsed.to_file_path().map_err(|()| {
@@ -60,6 +65,8 @@ impl StateDir {
             store,
             root,
             local,
+            errors: Counter::default(),
+            requests: Durations::default(),
         });
         if let Some(folder) = dir.local.clone() {
             let made = move || -> io::Result<()> {
@@ -81,8 +88,14 @@ impl StateDir {
         self.local.as_deref()
     }
 
+    /// Its URL or path, as it was given: it may hold a password.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// An error that names the state dir.
     pub fn trouble(&self, error: impl Display) -> Error {
+        self.errors.inc();
         Error::unavailable(format!("state dir {}: {error}", self.url))
     }
 
@@ -281,7 +294,10 @@ impl StateDir {
         name: &str,
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T> {
-        match tokio::time::timeout(deadline, work).await {
+        let started = Instant::now();
+        let done = tokio::time::timeout(deadline, work).await;
+        self.requests.observe(started.elapsed());
+        match done {
             Ok(done) => done.map_err(|e| self.trouble(format_args!("{name}: {e}"))),
             Err(_) => Err(self.late(deadline)),
         }
@@ -292,7 +308,10 @@ impl StateDir {
         deadline: Duration,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        match tokio::time::timeout(deadline, tokio::task::spawn_blocking(work)).await {
+        let started = Instant::now();
+        let done = tokio::time::timeout(deadline, tokio::task::spawn_blocking(work)).await;
+        self.requests.observe(started.elapsed());
+        match done {
             Ok(Ok(done)) => done.map_err(|e| self.trouble(e)),
             Ok(Err(error)) => Err(self.trouble(error)),
             Err(_) => Err(self.late(deadline)),

@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, Span};
 
 /// How long a broadcast may take to reach a worker, and how long dropping one may.
 const BROADCAST_DEADLINE: Duration = Duration::from_secs(120);
@@ -48,6 +49,8 @@ pub struct Stages {
     facts: Mutex<TaskFacts>,
     running: Mutex<BTreeMap<u32, StageRun>>,
     broadcasts: Mutex<HashMap<String, Arc<Sent>>>,
+    /// The query's, or the epoch's.
+    span: Span,
 }
 
 /// A stage that runs. Dropping it ends its tasks.
@@ -83,6 +86,7 @@ impl Stages {
             facts: Mutex::default(),
             running: Mutex::default(),
             broadcasts: Mutex::default(),
+            span: Span::current(),
         })
     }
 
@@ -106,6 +110,7 @@ impl Stages {
             facts: Mutex::default(),
             running: Mutex::default(),
             broadcasts: Mutex::new(statics.0.clone()),
+            span: Span::current(),
         })
     }
 
@@ -212,7 +217,9 @@ impl Stages {
         );
         StageRun {
             outputs,
-            _supervisor: AbortOnDropHandle::new(tokio::spawn(supervisor)),
+            _supervisor: AbortOnDropHandle::new(tokio::spawn(
+                supervisor.instrument(self.span.clone()),
+            )),
         }
     }
 
@@ -351,7 +358,8 @@ async fn supervise(
         outputs.into_iter().enumerate().collect();
     for partition in 0..waiting.len() {
         let attempts = Arc::clone(&attempts);
-        tasks.spawn(async move { (partition, attempts.run(partition).await) });
+        let task = async move { (partition, attempts.run(partition).await) };
+        tasks.spawn(task.in_current_span());
     }
     while let Some(ended) = tasks.join_next().await {
         let error = match ended {

@@ -24,7 +24,9 @@ mod upper;
 mod watermark;
 
 use crate::Shared;
+use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
+use crate::jobs::model::JobError;
 use crate::stream::checkpoint::Checkpoint;
 use crate::stream::finish::Finisher;
 use crate::stream::read::Epoch;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, Span};
 
 pub(crate) use setup::{check, explain};
 
@@ -40,6 +43,8 @@ pub(crate) use setup::{check, explain};
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// The longest one.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How long a job that is to stop may take for its epoch.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a streaming job came to an end without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +60,21 @@ pub(crate) enum End {
 /// # Errors
 /// The job is wrong; its state is of another query; an epoch failed for good; the job was cancelled.
 pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
+    tokio::select! {
+        end = epochs(shared, job) => end,
+        () = patience(job) => Ok(End::Stopped),
+    }
+}
+
+/// Returns a while after the job was asked to stop: what hangs is broken off. An epoch that was planned and not committed
+/// is the first one when the job goes on, so nothing is lost or repeated.
+async fn patience(job: &JobHandle) {
+    job.stop_requested().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
+    tracing::warn!(job = %job.id(), "the epoch did not end within {STOP_PATIENCE:?}: stopped without it");
+}
+
+async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
     let mut failures = Failures::default();
     let (mut reader, mut finisher) = loop {
         match setup::start(shared, job).await {
@@ -87,16 +107,23 @@ pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<En
         };
         // From here on one epoch is finished while the next is read, until there is a reason to stop.
         loop {
-            let ahead = AbortOnDropHandle::new(tokio::spawn(async move {
+            let read = async move {
                 let next = reader.next().await;
                 (reader, next)
-            }));
-            while let Err(error) = finish(shared, &mut finisher, &mut epoch).await {
+            };
+            let ahead = AbortOnDropHandle::new(tokio::spawn(read.in_current_span()));
+            let span = std::mem::replace(&mut epoch.span, Span::none());
+            while let Err(error) = finish(shared, &mut finisher, &mut epoch)
+                .instrument(span.clone())
+                .await
+            {
                 epoch.retries += 1;
-                if failures.wait(job, &error).await? == After::Stop {
+                let wait = failures.wait(job, &error).instrument(span.clone());
+                if wait.await? == After::Stop {
                     return Ok(End::Stopped);
                 }
             }
+            drop(span);
             failures.over(job);
             let next = tokio::select! {
                 next = ahead => next,
@@ -127,7 +154,8 @@ async fn finish(shared: &Arc<Shared>, finisher: &mut Finisher, epoch: &mut Epoch
     if epoch.inputs.is_none() {
         epoch.read_again(shared).await?;
     }
-    finisher.finish(epoch).await
+    let span = tracing::error_span!("finish");
+    finisher.finish(epoch).instrument(span).await
 }
 
 async fn stopped(finisher: &mut Finisher) -> Result<End> {
@@ -162,6 +190,8 @@ impl Failures {
     /// Waits before another attempt, if there is to be one, and says so in the job's message.
     async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
         self.count += 1;
+        job.meter().epoch_failures.inc();
+        job.vitals().failed(self.count as u64);
         if !error.is_transient() {
             return Err(error.clone());
         }
@@ -174,8 +204,11 @@ impl Failures {
         let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
         let pause = pause.min(LONGEST_BACK_OFF);
         tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
+        let message = format!("failed {} times in a row, tried again: {error}", self.count);
+        job.event(EventKind::EpochFailed, Severity::Warning, None, &message);
         job.update(|record| {
-            record.message = format!("failed {} times in a row, tried again: {error}", self.count);
+            record.record_error(JobError::now(error.to_string()));
+            record.message = message;
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(After::Again),
@@ -187,6 +220,7 @@ impl Failures {
     fn over(&mut self, job: &JobHandle) {
         if self.count > 0 {
             self.count = 0;
+            job.vitals().failed(0);
             job.update(|record| record.message.clear());
         }
     }
@@ -201,7 +235,12 @@ impl Waits {
         let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
         self.0 += 1;
         tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
-        job.update(|record| record.message = format!("epochs wait for the state dir: {error}"));
+        let message = format!("epochs wait for the state dir: {error}");
+        if self.0 == 1 {
+            job.event(EventKind::EpochWaits, Severity::Warning, None, &message);
+            job.record_error(JobError::now(&message));
+        }
+        job.update(|record| record.message = message);
         tokio::time::sleep(pause).await;
     }
 

@@ -18,13 +18,14 @@ use datafusion::execution::TaskContext;
 use essaim_common::connector::Split;
 use essaim_common::outputs::split_outputs;
 use essaim_common::stream::{Available, Offsets};
-use essaim_common::{Error, ErrorKind, Result};
+use essaim_common::{Error, Result};
 use essaim_proto::v1::EpochParams;
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::{Instrument, Span};
 
 /// With the trigger '0', how long to wait before a look at sources that had nothing new: ever longer.
 const IDLE_LEAST: Duration = Duration::from_millis(5);
@@ -92,6 +93,8 @@ pub struct Epoch {
     pub started_ms: i64,
     pub durations_ms: BTreeMap<String, f64>,
     pub retries: u32,
+    /// Around everything that the epoch does; a trace of its own.
+    pub span: Span,
     job: Arc<Job>,
     held: Arc<Held>,
 }
@@ -119,12 +122,30 @@ impl Reader {
     /// A source or the state dir is out of reach; a task failed too often.
     pub async fn next(&mut self) -> Result<Option<Epoch>> {
         let mut durations = BTreeMap::new();
-        if self.planned.is_empty() {
-            let Some(plan) = self.plan(&mut durations).await? else {
-                return Ok(None);
-            };
+        let new = match self.planned.front() {
+            Some(_) => None,
+            None => match self.plan(&mut durations).await? {
+                Some(plan) => Some(plan),
+                None => return Ok(None),
+            },
+        };
+        let number = self.planned.front().or(new.as_ref()).map(|plan| plan.epoch);
+        let span = tracing::error_span!(parent: None, "epoch", job = %self.job.handle.id(), epoch = number);
+        self.read(new, durations).instrument(span).await
+    }
+
+    /// Writes down what the next epoch reads, if that is `new`, and reads it.
+    async fn read(
+        &mut self,
+        new: Option<EpochPlan>,
+        mut durations: BTreeMap<String, f64>,
+    ) -> Result<Option<Epoch>> {
+        if let Some(plan) = new {
             let started = Instant::now();
-            let plan = self.write_plan(plan).await?;
+            let write = self.write_plan(plan);
+            let plan = write
+                .instrument(tracing::error_span!("write_offsets"))
+                .await?;
             durations.insert("write_offsets".to_owned(), ms(started));
             self.planned.push_back(plan);
         }
@@ -133,6 +154,10 @@ impl Reader {
         };
         let started = Instant::now();
         let started_ms = now_ms();
+        self.job.handle.vitals().epoch_began(plan.epoch);
+        if self.job.plan.has_statics && self.shared.registry.slots() == 0 {
+            wait_for_worker(&self.shared, &self.job).await?;
+        }
         let held = self.tables.held(&self.shared, &self.job).await?;
         if self.job.plan.has_statics {
             durations.insert("static_tables".to_owned(), ms(started));
@@ -188,6 +213,7 @@ impl Reader {
             started_ms,
             durations_ms: durations,
             retries: 0,
+            span: Span::current(),
             job: Arc::clone(&self.job),
             held,
         }))
@@ -414,7 +440,8 @@ async fn read(
 ) -> Result<(Inputs, TaskFacts)> {
     let inputs = Inputs::default();
     held.fill(&inputs);
-    let slots = shared.registry.slots().max(1);
+    let settings = job.planner.settings();
+    let slots = shared.registry.slots().min(settings.slot_limit()).max(1);
     let offsets: u64 = plan
         .tables
         .values()
@@ -435,7 +462,6 @@ async fn read(
             .map_err(|e| e.context(format!("table {table}")))?;
         splits.insert(table.clone(), grouped(found, tasks));
     }
-    let settings = job.planner.settings();
     let stages = Stages::for_epoch(
         Arc::clone(&job.handle),
         Arc::clone(&shared.registry),
@@ -466,13 +492,7 @@ async fn read(
     if plan.tables.values().any(|read| read.start != read.end) && shared.registry.slots() == 0 {
         wait_for_worker(shared, job).await?;
     }
-    let outputs = try_join_all(runs).await.map_err(|error| {
-        // Its tasks found no worker in time: another epoch waits for one, however long that takes.
-        if error.kind() == ErrorKind::Exhausted && shared.registry.slots() == 0 {
-            return Error::unavailable(error.to_string());
-        }
-        error
-    })?;
+    let outputs = try_join_all(runs).await?;
     for (stage, spools) in outputs.into_iter().flatten() {
         if let [input] = stage.inputs.as_slice() {
             inputs.put(*input, Input::Spools(spools));

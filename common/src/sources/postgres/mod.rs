@@ -14,6 +14,7 @@ mod ranges;
 mod reader;
 mod snapshot;
 mod source;
+pub(crate) mod tls;
 pub mod types;
 
 use crate::check::Endpoint;

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 pub use restore::Restored;
 
@@ -372,7 +373,8 @@ impl Pending {
         let (objects, name) = (objects.clone(), self.name);
         let (meta, parts) = (Arc::clone(&self.meta), self.parts.clone());
         let work = async move { objects.put(name, meta, parts).await };
-        self.task = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+        let span = tracing::error_span!("checkpoint");
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(work.instrument(span))));
         true
     }
 }
