@@ -116,7 +116,9 @@ pub fn parse(location: &str) -> Result<Url> {
 /// As [`parse`].
 pub fn local_folder(location: &str) -> Result<Option<PathBuf>> {
     let url = parse(location)?;
-    Ok((url.scheme() == "file").then(|| url.to_file_path().ok()).flatten())
+    Ok((url.scheme() == "file")
+        .then(|| url.to_file_path().ok())
+        .flatten())
 }
 
 /// Looks whether files can be made in a folder that may itself have to be made, without making any. Returns the folder
@@ -227,5 +229,14 @@ mod tests {
     fn an_unknown_scheme_is_refused_with_what_to_write() {
         let error = open("gs://bucket/x").unwrap_err().to_string();
         assert!(error.contains("write s3://bucket/path"), "{error}");
+    }
+
+    #[test]
+    fn files_can_be_made_below_folders_only() {
+        let there = std::env::temp_dir();
+        assert_eq!(writable(&there.join("essaim-none/a/b")).unwrap(), there);
+        let file = std::env::current_exe().unwrap();
+        let error = writable(&file.join("out")).unwrap_err().to_string();
+        assert!(error.ends_with("it is a file"), "{error}");
     }
 }

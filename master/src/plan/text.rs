@@ -151,8 +151,8 @@ mod tests {
     #[test]
     fn a_syntax_error_does_not_hide_the_statements_after_it() {
         assert_eq!(
-            places("SELECT 1;\n  SELECT FROM FROM x;\n-- c\nSELECT 2 SELECT; ;\n\nSELECT 3"),
-            [(1, 1, true), (2, 15, false), (4, 16, false), (6, 1, true)]
+            places("SELECT 1;\n  SELEC 1;\n-- c\nSELECT 2 SELECT; ;\n\nSELECT 3"),
+            [(1, 1, true), (2, 3, false), (4, 10, false), (6, 1, true)]
         );
     }
 

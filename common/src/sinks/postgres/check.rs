@@ -76,30 +76,31 @@ async fn nulls(
         let mut always = incoming.always_null.iter();
         always.any(|index| fields.get(*index).is_some_and(|field| field.name() == name))
     };
+    let given = |name: &str| incoming.schema.field_with_name(name).ok();
+    let required = privileges::required_columns(client, relation.oid).await?;
     let mut found = Vec::new();
-    for name in privileges::required_columns(client, relation.oid).await? {
-        if relation
-            .columns
-            .iter()
-            .any(|c| c.name == name && c.generated)
-        {
-            continue;
-        }
-        let given = incoming.schema.field_with_name(&name).is_ok();
-        if !given || is_null(&name) {
-            found.push(Finding::error(
-                format!(
-                    "column {} of {} is NOT NULL without a default, and the INSERT gives it no value",
-                    quote(&name),
-                    relation.quoted()
-                ),
-                "name it among the INSERT's columns and SELECT a value for it",
-            ));
-        }
+    for column in relation
+        .columns
+        .iter()
+        .filter(|c| c.not_null && !c.generated)
+    {
+        let name = &column.name;
+        let what = match given(name) {
+            // A NULL that is given takes the place of a default.
+            Some(_) if is_null(name) => "is NOT NULL, and the INSERT makes it NULL in every row",
+            None if required.contains(name) => {
+                "is NOT NULL without a default, and the INSERT gives it no value"
+            }
+            _ => continue,
+        };
+        found.push(Finding::error(
+            format!("column {} of {} {what}", quote(name), relation.quoted()),
+            "SELECT a value for it; or declare the table's columns without it, if the server fills it in",
+        ));
     }
     let nullable = relation.columns.iter().filter(|column| {
-        let field = incoming.schema.field_with_name(&column.name);
-        column.not_null && !is_null(&column.name) && field.is_ok_and(|field| field.is_nullable())
+        let is_nullable = given(&column.name).is_some_and(|field| field.is_nullable());
+        column.not_null && is_nullable && !is_null(&column.name)
     });
     let nullable: Vec<String> = nullable.map(|column| quote(&column.name)).collect();
     if !nullable.is_empty() {
