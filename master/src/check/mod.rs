@@ -32,6 +32,9 @@ const MAX_TEXT: usize = 4_096;
 /// After so long the statements that are left are not looked at.
 const DEADLINE: Duration = Duration::from_secs(90);
 
+/// How long a first worker is waited for.
+const ARRIVAL: Duration = Duration::from_secs(2);
+
 /// Where a statement begins, from 1; 0 for the job as a whole.
 type Place = (u32, u32);
 
@@ -107,7 +110,9 @@ impl Check {
         if let Err(error) = self.shared.jobs.check_fence().await {
             self.add((0, 0), Finding::from(&error));
         }
-        if self.shared.registry.slots() == 0 {
+        // One that has just been started is not far.
+        let worker = self.shared.registry.wait_for_worker(ARRIVAL).await;
+        if worker.is_err() {
             self.add(
                 (0, 0),
                 Finding::warning(
