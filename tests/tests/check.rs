@@ -22,7 +22,8 @@ async fn check(sql: &str, more: &[&str]) -> Result<(Ended, Value)> {
     let file = cluster.dir().join(unique("job")).with_extension("sql");
     std::fs::write(&file, sql)?;
     let file = file.to_string_lossy();
-    let arguments = [&["check", "--json", &file], more].concat();
+    let mut arguments = vec!["check", "--json", file.as_ref()];
+    arguments.extend(more);
     let ended = essaim(&cluster.url(), &arguments).await?;
     let found = ended.json()?;
     Ok((ended, found))
