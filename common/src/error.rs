@@ -131,12 +131,6 @@ impl From<&DataFusionError> for Error {
             // A cast or an arithmetic error fails the same way everywhere.
             DataFusionError::ArrowError(..) | DataFusionError::Execution(_) => ErrorKind::Data,
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Exhausted,
-            // The same files are refused wherever it is tried again.
-            DataFusionError::ObjectStore(error)
-                if matches!(**error, object_store::Error::PermissionDenied { .. }) =>
-            {
-                ErrorKind::Invalid
-            }
             DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };

@@ -50,6 +50,8 @@ extensions_options! {
         pub state_ttl: String, default = "0".to_owned()
         /// The largest state of a streaming job, in bytes.
         pub max_state_bytes: u64, default = 1024 * 1024 * 1024
+        /// The largest result of a query that is sent to a client, in bytes of Arrow IPC.
+        pub max_result_bytes: u64, default = 16 * 1024 * 1024 * 1024
         /// How often a failing epoch is tried again before the job fails.
         pub max_epoch_attempts: usize, default = 30
     }

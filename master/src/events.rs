@@ -5,7 +5,6 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use std::collections::VecDeque;
 use tokio::sync::watch;
-use utoipa::ToSchema;
 
 /// Events that are kept; the oldest go first.
 pub const MAX_EVENTS_KEPT: usize = 1_000;
@@ -13,7 +12,7 @@ pub const MAX_EVENTS_KEPT: usize = 1_000;
 const MAX_MESSAGE: usize = 1_000;
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// This master has begun to serve.
@@ -45,7 +44,7 @@ pub enum EventKind {
 }
 
 /// How much an event or a problem matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Info,

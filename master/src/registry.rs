@@ -18,8 +18,6 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
-use serde::Serialize;
-use utoipa::ToSchema;
 
 /// How often a worker shall be heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -38,7 +36,7 @@ const LOST_KEPT: Duration = Duration::from_secs(600);
 const MAX_LOST_KEPT: usize = 100;
 
 /// Whether a worker takes tasks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     Active,
@@ -423,13 +421,6 @@ impl Registry {
     pub async fn probe_all(self: &Arc<Self>) {
         let workers: Vec<String> = self.state.lock().members.keys().cloned().collect();
         futures::future::join_all(workers.iter().map(|worker| self.probe(worker))).await;
-    }
-
-    /// Tasks that wait for a slot.
-    pub(crate) fn waiting(&self) -> usize {
-        let state = self.state.lock();
-        let waiters = state.waiting.values().flatten();
-        waiters.filter(|waiter| !waiter.grant.is_closed()).count()
     }
 
     /// Slots of all workers that take tasks.

@@ -208,7 +208,7 @@ async fn first_rows(
     let slots = shared.registry.gather(job, workers).await?;
     let addresses = slots.iter().map(|slot| slot.address().to_owned()).collect();
     let (plan, state): (Arc<dyn ExecutionPlan>, _) =
-        exchange::plan(planner, addresses, logical).await?;
+        exchange::plan(planner, addresses, shared.registry.peers(), logical).await?;
     let mut rows = keep(execute_stream(plan, state.task_ctx())?, slots);
     let schema = rows.schema();
     let first = rows.try_next().await.map_err(|e| exchange_error(&e))?;

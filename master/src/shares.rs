@@ -248,7 +248,6 @@ impl<T> Shares<T> {
     }
 
     /// How many wait.
-    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.jobs.values().map(|share| share.waiting.len()).sum()
     }

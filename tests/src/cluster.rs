@@ -549,11 +549,6 @@ impl Cluster {
         Self::http_at(self.http, "GET", path).await
     }
 
-    /// Where the master serves HTTP.
-    pub fn http(&self) -> SocketAddr {
-        self.http
-    }
-
     /// Status and body of what a master at this address answers to a request without a body.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub mod kafka;
 pub mod load;
 pub mod postgres;
 pub mod proxy;
+pub mod schema;
 pub mod sql;
 pub mod tpch;
 

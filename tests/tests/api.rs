@@ -6,6 +6,7 @@ use essaim_tests::client::{Client, tasks};
 use essaim_tests::cluster::{Cluster, MEMORY, shared};
 use essaim_tests::kafka::Topic;
 use essaim_tests::postgres::Database;
+use essaim_tests::schema;
 use essaim_tests::sql::numbers;
 use essaim_tests::{SOON, unique, wait_for};
 use serde_json::{Value, json};
@@ -16,29 +17,14 @@ use tokio::net::TcpStream;
 /// Rows that no test waits for.
 const ENDLESS: u64 = 1_000_000_000_000;
 
-/// The OpenAPI document, made strict: what it does not name is wrong, and so is leaving out what it names.
+/// The OpenAPI document.
 struct Document(Value);
 
 impl Document {
     async fn of(cluster: &Cluster) -> Result<Self> {
-        let mut document = cluster.json("/api/v1/openapi.json").await?;
+        let document = cluster.json("/api/v1/openapi.json").await?;
         let version = document["openapi"].as_str().unwrap_or_default();
         ensure!(version.starts_with("3.1"), "OpenAPI {version}");
-        let schemas = document["components"]["schemas"].as_object_mut();
-        for (name, schema) in schemas.context("no schemas")? {
-            if schema.get("allOf").is_some() {
-                schema["unevaluatedProperties"] = json!(false);
-            }
-            let Some(properties) = schema["properties"].as_object() else {
-                continue;
-            };
-            let names: Vec<_> = properties.keys().cloned().collect();
-            schema["required"] = json!(names);
-            // A job is a summary and more.
-            if name != "JobSummary" {
-                schema["additionalProperties"] = json!(false);
-            }
-        }
         Ok(Self(document))
     }
 
@@ -47,21 +33,7 @@ impl Document {
         let status = status.to_string();
         let response = &self.0["paths"][path]["get"]["responses"][status.as_str()];
         let schema = &response["content"]["application/json"]["schema"];
-        ensure!(
-            schema.is_object(),
-            "{path} does not document {status}: {response}"
-        );
-        let schema = json!({ "allOf": [schema], "components": self.0["components"] });
-        let validator = jsonschema::options()
-            .with_draft(jsonschema::Draft::Draft202012)
-            .should_validate_formats(true)
-            .build(&schema)?;
-        let wrong = validator
-            .iter_errors(answer)
-            .map(|error| format!("{}: {error}", error.instance_path()));
-        let wrong: Vec<_> = wrong.take(5).collect();
-        ensure!(wrong.is_empty(), "{path} {status}: {wrong:#?}");
-        Ok(())
+        schema::check(&self.0, schema, answer, path)
     }
 
     /// Asks for `path` with its parameters filled in (`asked`), checks the answer and returns it.
@@ -92,7 +64,10 @@ impl Stream {
             database,
         };
         stream.produce(0..10).await?;
-        stream.topic.produce(["no JSON".to_owned()]).await?;
+        stream
+            .topic
+            .produce(std::iter::once("no JSON".to_owned()))
+            .await?;
         let sql = format!(
             "CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, at TIMESTAMP, kind VARCHAR)
                STORED AS KAFKA LOCATION '{}'
@@ -173,10 +148,7 @@ async fn every_answer_is_as_the_document_says() -> Result<()> {
         "/api/v1/jobs?kind=streaming&state=running",
     ] {
         let page = document.get(cluster, "/api/v1/jobs", asked, 200).await?;
-        let summary = &document.0["components"]["schemas"]["JobSummary"]["properties"];
-        let known = |job: &Value| names(job).is_subset(&names(summary));
-        let jobs = page["jobs"].as_array().context("jobs")?;
-        assert!(!jobs.is_empty() && jobs.iter().all(known), "{page}");
+        assert!(!ids(&page).is_empty(), "{page}");
     }
     for job in [&stream.job, &batch] {
         let asked = format!("/api/v1/jobs/{job}");
@@ -188,18 +160,11 @@ async fn every_answer_is_as_the_document_says() -> Result<()> {
         let has_epochs = !page["epochs"].as_array().context("epochs")?.is_empty();
         assert_eq!(has_epochs, *job == stream.job, "{page}");
         let asked = format!("/api/v1/events?job={job}&limit=2");
-        let page = document
-            .get(cluster, "/api/v1/events", &asked, 200)
-            .await?;
+        let page = document.get(cluster, "/api/v1/events", &asked, 200).await?;
         assert_eq!(page["events"].as_array().map(Vec::len), Some(2), "{page}");
     }
     client.cancel(&stream.job).await?;
     Ok(())
-}
-
-fn names(object: &Value) -> BTreeSet<String> {
-    let fields = object.as_object().into_iter().flatten();
-    fields.map(|(name, _)| name.clone()).collect()
 }
 
 #[tokio::test]
@@ -208,16 +173,41 @@ async fn errors_are_documented_and_name_what_is_wrong() -> Result<()> {
     let document = Document::of(cluster).await?;
     for (path, asked, status, named) in [
         ("/api/v1/jobs/{id}", "/api/v1/jobs/nobody", 404, "nobody"),
-        ("/api/v1/jobs/{id}/epochs", "/api/v1/jobs/nobody/epochs", 404, "nobody"),
-        ("/api/v1/jobs/{id}/epochs", "/api/v1/jobs/nobody/epochs?limit=few", 400, "limit"),
-        ("/api/v1/workers/{id}", "/api/v1/workers/nobody", 404, "nobody"),
+        (
+            "/api/v1/jobs/{id}/epochs",
+            "/api/v1/jobs/nobody/epochs",
+            404,
+            "nobody",
+        ),
+        (
+            "/api/v1/jobs/{id}/epochs",
+            "/api/v1/jobs/nobody/epochs?limit=few",
+            400,
+            "limit",
+        ),
+        (
+            "/api/v1/workers/{id}",
+            "/api/v1/workers/nobody",
+            404,
+            "nobody",
+        ),
         ("/api/v1/jobs", "/api/v1/jobs?state=asleep", 400, "asleep"),
         ("/api/v1/jobs", "/api/v1/jobs?limit=-1", 400, "limit"),
         ("/api/v1/jobs", "/api/v1/jobs?colour=red", 400, "colour"),
-        ("/api/v1/jobs", "/api/v1/jobs?page_token=odd", 400, "page_token"),
+        (
+            "/api/v1/jobs",
+            "/api/v1/jobs?page_token=odd",
+            400,
+            "page_token",
+        ),
         ("/api/v1/events", "/api/v1/events?after=now", 400, "after"),
         ("/api/v1/events", "/api/v1/events?job=nobody", 404, "nobody"),
-        ("/api/v1/updates", "/api/v1/updates?job=nobody", 404, "nobody"),
+        (
+            "/api/v1/updates",
+            "/api/v1/updates?job=nobody",
+            404,
+            "nobody",
+        ),
         ("/api/v1/updates", "/api/v1/updates?jobs=1", 400, "jobs"),
     ] {
         let answer = document.get(cluster, path, asked, status).await?;
@@ -254,7 +244,9 @@ async fn a_plan_is_a_graph_from_scan_to_sink_with_rows_on_its_edges() -> Result<
         let mut fitting = nodes
             .iter()
             .filter(|node| node["name"] == name && node["where"].as_str() == Some(place));
-        fitting.next().with_context(|| format!("no {name} on {place} in {plan}"))
+        fitting
+            .next()
+            .with_context(|| format!("no {name} on {place} in {plan}"))
     };
     assert_eq!(find("ScanExec", "stage 0")?["rows"], 3_000);
     let partial = find("AggregateExec", "stage 0")?;
@@ -266,7 +258,10 @@ async fn a_plan_is_a_graph_from_scan_to_sink_with_rows_on_its_edges() -> Result<
     // The same over gRPC.
     let same = client.get(job["id"].as_str().context("id")?).await?;
     let same = same.queries[0].plan.clone().context("plan")?;
-    assert_eq!((same.operators.len(), same.edges.len()), (nodes.len(), edges.len()));
+    assert_eq!(
+        (same.operators.len(), same.edges.len()),
+        (nodes.len(), edges.len())
+    );
     Ok(())
 }
 
@@ -292,18 +287,26 @@ async fn a_streaming_job_shows_rows_epochs_and_the_record_that_did_not_decode() 
         .filter_map(|node| Some((node["name"].as_str()?, node["rows"].as_u64())))
         .collect();
     assert_eq!(rows.get("ScanExec"), Some(&Some(20)), "{nodes:#?}");
-    assert_eq!(rows.get("Sink"), Some(&job["totals"]["output_rows"].as_u64()));
+    assert_eq!(
+        rows.get("Sink"),
+        Some(&job["totals"]["output_rows"].as_u64())
+    );
 
     let errors = job["errors"].as_array().context("errors")?;
     assert_eq!(errors.len(), 1, "{errors:#?}");
     let error = &errors[0];
     assert_eq!(error["table"], "events");
     assert_eq!(error["topic"], stream.topic.name.as_str());
-    assert!(error["partition"].is_i64() && error["offset"].is_i64(), "{error}");
+    assert!(
+        error["partition"].is_i64() && error["offset"].is_i64(),
+        "{error}"
+    );
     let grpc = client.get(&stream.job).await?.errors;
     assert_eq!(grpc[0].offset, error["offset"].as_i64());
 
-    let epochs = cluster.json(&format!("{asked}/epochs?after_epoch=0")).await?;
+    let epochs = cluster
+        .json(&format!("{asked}/epochs?after_epoch=0"))
+        .await?;
     let epochs = epochs["epochs"].as_array().context("epochs")?;
     assert!(epochs.iter().all(|epoch| epoch["epoch"].as_u64() > Some(0)));
     client.cancel(&stream.job).await?;
@@ -339,7 +342,9 @@ async fn pages_of_jobs_follow_each_other() -> Result<()> {
     assert_eq!((paged, pages), (all, 3));
     let none = cluster.json("/api/v1/jobs?kind=streaming").await?;
     assert!(ids(&none).is_empty(), "{none}");
-    let named = cluster.json("/api/v1/jobs?name=QUER&state=succeeded").await?;
+    let named = cluster
+        .json("/api/v1/jobs?name=QUER&state=succeeded")
+        .await?;
     assert_eq!(ids(&named).len(), 7);
     cluster.stop().await
 }
@@ -354,7 +359,10 @@ fn ids(page: &Value) -> Vec<String> {
 async fn a_lost_worker_is_a_problem_in_words_and_an_event() -> Result<()> {
     let mut cluster = Cluster::start(2, 1).await?;
     let client = cluster.client().await?;
-    let sql = format!("{}SELECT sum(value % 7) FROM numbers", numbers("numbers", ENDLESS));
+    let sql = format!(
+        "{}SELECT sum(value % 7) FROM numbers",
+        numbers("numbers", ENDLESS)
+    );
     let mut query = client.start(&sql).await?;
     query.until("two tasks", |job| tasks(job).0 == 2).await?;
     let page = cluster.json("/api/v1/workers").await?;
@@ -383,7 +391,9 @@ async fn a_lost_worker_is_a_problem_in_words_and_an_event() -> Result<()> {
     let worker = cluster.json(&format!("/api/v1/workers/{lost}")).await?;
     assert_eq!(worker["state"], "lost");
     assert_eq!(page["slots"], 1);
-    let events = cluster.json(&format!("/api/v1/events?worker={lost}")).await?;
+    let events = cluster
+        .json(&format!("/api/v1/events?worker={lost}"))
+        .await?;
     let kinds: Vec<_> = events["events"]
         .as_array()
         .context("events")?
@@ -396,7 +406,9 @@ async fn a_lost_worker_is_a_problem_in_words_and_an_event() -> Result<()> {
         let events = cluster.json("/api/v1/events").await?;
         let told = events["events"].as_array().context("events")?;
         let failed = told.iter().find(|event| event["kind"] == "task_failed");
-        Ok(failed.filter(|event| event["worker"] == lost.as_str()).map(|_| ()))
+        Ok(failed
+            .filter(|event| event["worker"] == lost.as_str())
+            .map(|_| ()))
     })
     .await?;
 
@@ -508,7 +520,10 @@ async fn updates_tell_what_has_changed_as_the_other_endpoints_do() -> Result<()>
     // Only new epochs come.
     let epochs = updates.until("epochs", |_| true).await?;
     let numbers = epochs["epochs"].as_array().context("epochs")?.iter();
-    assert!(numbers.into_iter().all(|epoch| epoch["epoch"] != 0), "{epochs}");
+    assert!(
+        numbers.into_iter().all(|epoch| epoch["epoch"] != 0),
+        "{epochs}"
+    );
     client.cancel(&stream.job).await?;
     let event = updates
         .until("event", |event| event["kind"] == "job_ended")

@@ -374,6 +374,8 @@ fn node_rows(plan: &Arc<dyn ExecutionPlan>, rows: &mut Vec<i64>) -> i64 {
     };
     rows[position] = own;
     own
+}
+
 /// Bytes that the operators of a plan have written to temporary files.
 fn spilled(plan: &Arc<dyn ExecutionPlan>) -> u64 {
     let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes());

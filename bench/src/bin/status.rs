@@ -144,15 +144,30 @@ async fn running(report: &mut Report) -> Result<()> {
         share
     };
     report.figure("master with 50 streaming jobs, of a core", idle, "%");
-    report.below("six endpoints once a second each, of a core", asked - idle, CPU_MARK, "%");
-    report.below("one connection for updates, of a core", followed - idle, CPU_MARK, "%");
+    report.below(
+        "six endpoints once a second each, of a core",
+        asked - idle,
+        CPU_MARK,
+        "%",
+    );
+    report.below(
+        "one connection for updates, of a core",
+        followed - idle,
+        CPU_MARK,
+        "%",
+    );
     for job in &jobs {
         client.cancel(job).await?;
     }
     cluster.stop().await
 }
 
-async fn submit(client: &Client, cluster: &Cluster, topic: &Topic, number: usize) -> Result<String> {
+async fn submit(
+    client: &Client,
+    cluster: &Cluster,
+    topic: &Topic,
+    number: usize,
+) -> Result<String> {
     let out = cluster.dir().join(format!("out-{number}"));
     let sql = format!(
         "CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, at TIMESTAMP, kind VARCHAR)

@@ -174,25 +174,25 @@ fn table(args: &ConfigArgs) -> String {
         file => format!("file {file}\n"),
     };
     let all = || args.found.iter().flat_map(|(_, settings)| settings);
-    let shown = |setting: &Setting| setting.value.clone().unwrap_or_else(|| "-".to_owned());
+    let origin = |setting: &Setting| match &setting.origin {
+        Origin::Default => "default".to_owned(),
+        Origin::File { line } => format!("{file}:{line}"),
+        Origin::Variable(name) => name.clone(),
+        Origin::Flag => format!("--{}", setting.name),
+    };
     let width = |of: &dyn Fn(&Setting) -> String| {
         let widths = all().map(|setting| of(setting).chars().count());
-        widths.max().unwrap_or(0).min(48)
+        widths.max().unwrap_or(0)
     };
-    let (names, values) = (width(&|setting| setting.name.clone()), width(&shown));
+    let (names, origins) = (width(&|setting| setting.name.clone()), width(&origin));
     for (role, settings) in &args.found {
         text.push_str(&format!("\n[{}]\n", role.name()));
         for setting in settings {
-            let origin = match &setting.origin {
-                Origin::Default => "default".to_owned(),
-                Origin::File { line } => format!("{file}:{line}"),
-                Origin::Variable(name) => name.clone(),
-                Origin::Flag => format!("--{}", setting.name),
-            };
+            let value = setting.value.as_deref().unwrap_or("-");
             text.push_str(&format!(
-                "{:names$}  {:values$}  {origin}\n",
+                "{:names$}  {:origins$}  {value}\n",
                 setting.name,
-                shown(setting)
+                origin(setting)
             ));
         }
     }

@@ -152,10 +152,10 @@ impl Access {
                     )),
                 }
             }
-            Needs::Thought if inner.tokens.is_some() || inner.secret.is_some() => {
+            Needs::Unlisted if inner.tokens.is_some() || inner.secret.is_some() => {
                 Err(Refusal::Forbidden(format!("{what} is open to no role")))
             }
-            Needs::Thought => self.pace(by_address),
+            Needs::Unlisted => self.pace(by_address),
             Needs::Role(role) => match &inner.tokens {
                 Some(tokens) => match self.bearer(tokens, role, what, headers) {
                     Ok(name) => self.pace(Client::Name(name)),
@@ -217,8 +217,8 @@ impl Access {
     }
 }
 
-/// The token of `Authorization: Bearer TOKEN`, or the password of `Authorization: Basic …`, as browsers send it.
-fn presented(headers: &HeaderMap) -> Option<String> {
+/// The token that a request shows: of `Authorization: Bearer TOKEN`, or the password of `Authorization: Basic …`, as browsers send it.
+pub fn presented(headers: &HeaderMap) -> Option<String> {
     let (scheme, value) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let value = value.trim();
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -291,7 +291,7 @@ mod tests {
             );
             assert_eq!(ask(Needs::Nothing, &headers).await, Ok(()));
         }
-        for needs in [Needs::Thought, Needs::Secret] {
+        for needs in [Needs::Unlisted, Needs::Secret] {
             assert!(ask(needs, &eve).await.is_err());
         }
     }

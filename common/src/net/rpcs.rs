@@ -13,7 +13,7 @@ pub enum Needs {
     /// The cluster's secret.
     Secret,
     /// More than anybody has: an RPC that nobody has thought about.
-    Thought,
+    Unlisted,
 }
 
 /// Every RPC of every service that a master or a worker serves.
@@ -54,7 +54,7 @@ const RPCS: &[(&str, Needs)] = &[
 pub fn rpc(path: &str) -> Needs {
     RPCS.iter()
         .find(|(known, _)| *known == path)
-        .map_or(Needs::Thought, |(_, needs)| *needs)
+        .map_or(Needs::Unlisted, |(_, needs)| *needs)
 }
 
 /// What a page needs. Probes are open; whatever is only read needs the role for it.
@@ -80,7 +80,7 @@ mod tests {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    assert_ne!(rpc(&path), Needs::Thought, "{path} is not listed in RPCS");
+                    assert_ne!(rpc(&path), Needs::Unlisted, "{path} is not listed in RPCS");
                     rpcs.push(path);
                 }
             }
@@ -94,9 +94,9 @@ mod tests {
 
     #[test]
     fn what_is_new_is_closed() {
-        assert_eq!(rpc("/essaim.v1.Jobs/Drop"), Needs::Thought);
-        assert_eq!(rpc("/essaim.v1.jobs/List"), Needs::Thought);
-        assert_eq!(rpc(""), Needs::Thought);
+        assert_eq!(rpc("/essaim.v1.Jobs/Drop"), Needs::Unlisted);
+        assert_eq!(rpc("/essaim.v1.jobs/List"), Needs::Unlisted);
+        assert_eq!(rpc(""), Needs::Unlisted);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The gRPC service that workers call.
 
-use crate::registry::{BY_ITSELF, HEARTBEAT, LEASE, Registry};
+use crate::registry::{HEARTBEAT, LEASE, Registry};
 use essaim_proto::v1::cluster_server::Cluster;
 use essaim_proto::v1::{
     HeartbeatRequest, HeartbeatResponse, LeaveRequest, LeaveResponse, RegisterRequest,

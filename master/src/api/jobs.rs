@@ -257,8 +257,8 @@ fn chunks(
                     error = shared.jobs.taken_over() => Err(error),
                 };
                 match begun {
-                    Ok((rows, turn)) => Running {
-                        rows: Box::pin(ipc::encode_stream(rows)),
+                    Ok((rows, most, turn)) => Running {
+                        rows: Box::pin(at_most(most, ipc::encode_stream(rows))),
                         scope,
                         guard,
                         _turn: turn,
@@ -296,13 +296,32 @@ fn chunks(
     futures::stream::unfold(start, move |state| step(state).instrument(span.clone()))
 }
 
-/// Waits for the query's turn, runs the statements up to the last one and starts that one.
+/// The chunks of a result until they are more than `most` bytes together.
+fn at_most(
+    most: u64,
+    chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
+) -> impl Stream<Item = Result<bytes::Bytes>> + Send + 'static {
+    let mut sent = 0;
+    chunks.map(move |chunk| {
+        let chunk = chunk?;
+        sent += chunk.len() as u64;
+        if sent > most {
+            return Err(Error::exhausted(format!(
+                "the result has more than {most} bytes: INSERT it INTO a table, add a LIMIT, or SET essaim.max_result_bytes higher"
+            )));
+        }
+        Ok(chunk)
+    })
+}
+
+/// Waits for the query's turn, runs the statements up to the last one and starts that one. Returns its rows, how many
+/// bytes of them may be sent, and the turn.
 async fn begin(
     shared: &Arc<Shared>,
     job: &Arc<JobHandle>,
     request: &v1::QueryRequest,
     scope: &Arc<JobScope>,
-) -> Result<(SendableRecordBatchStream, Option<Turn>)> {
+) -> Result<(SendableRecordBatchStream, u64, Option<Turn>)> {
     let mut statements = parse(&request.sql)?;
     // A declaration takes next to nothing: it need not wait.
     let is_work = |statement| purpose(statement) != Purpose::Setup;
@@ -346,12 +365,13 @@ async fn begin(
     if purpose(&last) == Purpose::Setup {
         own.set_up(last).await?;
         let schema = Arc::new(arrow::datatypes::Schema::empty());
-        return Ok((Box::pin(EmptyRecordBatchStream::new(schema)), turn));
+        return Ok((Box::pin(EmptyRecordBatchStream::new(schema)), u64::MAX, turn));
     }
+    let most = own.settings().max_result_bytes;
     scope.set_query(index as u32);
     let query = own.query(last).await?;
     let rows = run::start(shared, &planner, job, index, query).await?;
-    Ok((rows, turn))
+    Ok((rows, most, turn))
 }
 
 /// Chunks, and progress in between if it is wanted.

@@ -4,7 +4,6 @@ use essaim_common::stream::Offsets;
 use essaim_proto::v1;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use utoipa::ToSchema;
 
 /// One epoch of a streaming job, with the meaning of Spark's `StreamingQueryProgress`. Times are ms since 1970-01-01
 /// UTC, durations ms.
@@ -63,7 +62,7 @@ pub struct QueryProgress {
 }
 
 /// What the epochs of a streaming job did together, over its life.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EpochTotals {
     /// Epochs that were committed.

@@ -355,6 +355,9 @@ impl Jobs {
                 _ if state.is_final() => record.ended_ms = now_ms(),
                 _ => {}
             }
+            if state == JobState::Failed {
+                record.record_error(JobError::now(message));
+            }
             if state.is_final()
                 && let Some(sql) = record.previous_sql.take()
             {
@@ -381,9 +384,6 @@ impl Jobs {
     /// The end of a query of a client is only told if it failed: they are many.
     fn tell_end(&self, job: &Arc<JobHandle>, state: JobState, message: &str) {
         let failed = state == JobState::Failed;
-        if failed {
-            job.record_error(JobError::now(message));
-        }
         let id = job.id();
         let stored = self.known.lock().get(&id).is_none_or(|entry| entry.stored);
         if !stored && !failed {

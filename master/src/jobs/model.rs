@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use utoipa::ToSchema;
 
 /// Attempts that one stage remembers; later ones are only counted.
 pub(crate) const MAX_ATTEMPTS_KEPT: usize = 10_000;
@@ -28,7 +27,7 @@ pub(crate) fn now_ms() -> i64 {
 
 /// The life of a job. It only moves downwards, until a streaming job is submitted again.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
@@ -42,18 +41,6 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// As in metrics and JSON.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-            Self::Stopped => "stopped",
-        }
-    }
-
     /// Whether the job has ended.
     pub fn is_final(self) -> bool {
         self >= Self::Succeeded
@@ -84,19 +71,7 @@ impl JobState {
 }
 
 /// How a job runs.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    ToSchema,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// To the end of its input.
@@ -191,7 +166,7 @@ pub struct StageRecord {
 }
 
 /// How an attempt of a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Running,

@@ -15,6 +15,7 @@ use datafusion_distributed::{
 use essaim_common::Result;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::connector::Split;
+use essaim_common::net::Peers;
 use essaim_common::scan::ScanExec;
 use std::sync::Arc;
 use url::Url;
@@ -38,11 +39,12 @@ impl WorkerResolver for Members {
 pub async fn plan(
     planner: &Planner,
     workers: Vec<String>,
+    peers: &Peers,
     logical: &LogicalPlan,
 ) -> Result<(Arc<dyn ExecutionPlan>, SessionState)> {
     let state = SessionStateBuilder::new_from_existing(planner.state())
         .with_distributed_worker_resolver(Members(workers))
-        .with_distributed_channel_resolver(registry.peers().clone())
+        .with_distributed_channel_resolver(peers.clone())
         .with_distributed_user_codec(EssaimCodec)
         .with_distributed_option_extension(planner.settings())
         .with_distributed_desired_task_count_handler(desired_tasks)

@@ -466,10 +466,10 @@ impl Attempts {
     /// Changes the stage's record, unless that is of a later run by now.
     fn update<T: Default>(
         &self,
-        change: impl FnOnce(&mut crate::jobs::model::StageRecord) -> T,
+        change: impl FnOnce(&mut model::StageRecord) -> T,
     ) -> T {
         let run = self.run;
-        let change = |record: &mut crate::jobs::model::StageRecord| {
+        let change = |record: &mut model::StageRecord| {
             if record.run == run {
                 change(record)
             } else {

@@ -44,7 +44,7 @@ async fn postgres_over_tls() -> Result<()> {
     let with_key = format!("{full}&sslcert={}&sslkey={}", file("client"), key.display());
     for (login, parameters, made) in [
         (password, full.as_str(), "made_by_password"),
-        (USER, &with_key, "made_by_certificate"),
+        (USER, with_key.as_str(), "made_by_certificate"),
     ] {
         let source = at(login, "127.0.0.1", parameters, "numbers");
         let sink = at(login, "127.0.0.1", parameters, made);

@@ -175,7 +175,7 @@ async fn a_bucket_is_read_with_the_credentials_of_the_pod_or_the_machine() -> Re
         (of_pod.as_slice(), vec!["KEYOFPOD"]),
         (of_machine.as_slice(), vec!["KEYOFMACHINE", "KEYOFPOD"]),
     ] {
-        let cluster = Cluster::start_under(1, 1, &[&base, variables].concat()).await?;
+        let cluster = Cluster::start_under(1, 1, &[base.as_slice(), variables].concat()).await?;
         let client = cluster.client().await?;
         let sql = "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION 's3://toots/in/' OPTIONS (has_header 'true');
                    SELECT sum(n) FROM t";

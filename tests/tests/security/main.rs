@@ -3,6 +3,7 @@
 mod abuse;
 mod certificates;
 mod cluster_secret;
+mod decoders;
 mod guarded;
 mod raw;
 mod refused;

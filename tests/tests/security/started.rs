@@ -5,6 +5,7 @@ use crate::guarded::{SUBMIT, WORKER, command, folder, tokens};
 use anyhow::Result;
 use essaim_tests::cluster::Process;
 use essaim_tests::{SOON, wait_for};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Starts a master that listens on `listen` and returns what it wrote to its log, and whether it runs.
@@ -32,6 +33,8 @@ async fn a_master_that_everyone_reaches_says_so_or_refuses() -> Result<()> {
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let (cert, key) = (path(&pair.cert), path(&pair.key));
     std::fs::write(dir.join("tokens"), tokens())?;
+    let shared = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(dir.join("tokens"), shared)?;
     let tokens = path(&dir.join("tokens"));
 
     let (log, runs) = started(&dir, "open", "0.0.0.0:0", &[]).await?;
@@ -50,7 +53,6 @@ async fn a_master_that_everyone_reaches_says_so_or_refuses() -> Result<()> {
         !runs && !log.contains("ANYONE") && log.contains("--tls-cert"),
         "{log}"
     );
-    // Written with the permissions that files have by default.
     assert!(
         log.contains("can be read by others than its owner"),
         "{log}"

@@ -61,8 +61,8 @@ async fn lines_of_a_failing_task_carry_job_epoch_task_and_attempt() -> Result<()
         Ok(find(&lines(&worker)?, &job, "failed"))
     })
     .await?;
-    assert_eq!(failed["epoch"], 1, "{failed}");
-    assert_eq!(failed["stage"], 0, "{failed}");
+    assert!(failed["epoch"].as_u64() > Some(0), "{failed}");
+    assert!(failed["stage"].is_u64(), "{failed}");
     assert_eq!(failed["task"], 0, "{failed}");
     assert_eq!(failed["attempt"], 1, "{failed}");
     assert_eq!(failed["level"], "WARN", "{failed}");
@@ -70,7 +70,8 @@ async fn lines_of_a_failing_task_carry_job_epoch_task_and_attempt() -> Result<()
 
     let lines = lines(&master)?;
     let ended = find(&lines, &job, "an attempt at a task ended").context("the attempt's line")?;
-    assert_eq!(ended["epoch"], 1, "{ended}");
+    assert_eq!(ended["epoch"], failed["epoch"], "{ended}");
+    assert_eq!(ended["stage"], failed["stage"], "{ended}");
     assert_eq!(ended["task"], 0, "{ended}");
     assert_eq!(ended["attempt"], 1, "{ended}");
     assert_eq!(ended["worker"], cluster.workers()[0].id, "{ended}");

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 const BATCH: u64 = 100_000;
 const STREAM: i64 = 1_000;
 const BROKEN: u64 = 6;
+/// Records that the stream's tasks read.
+const READ: u64 = STREAM as u64 + BROKEN;
 
 fn repository() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -63,7 +65,7 @@ async fn run_stream(client: &Client, topic: &Topic, database: &Database, name: &
     .concat();
     let job = client.submit(&sql, name).await?;
     let all = |totals: &essaim_proto::v1::EpochTotals| {
-        totals.input_rows == STREAM as u64 && totals.records_skipped == BROKEN
+        totals.input_rows == READ && totals.records_skipped == BROKEN
     };
     client
         .wait_until(&job, |job| job.totals.as_ref().is_some_and(all))
@@ -101,7 +103,7 @@ async fn metrics_count_what_happened_and_are_what_docs_dashboard_and_alerts_name
     assert_eq!(one("essaim_job_sink_commits_total", &batch), Some(1.0));
     assert_eq!(
         one("essaim_job_input_rows_total", &stream),
-        Some(STREAM as f64)
+        Some(READ as f64)
     );
     let skipped = one("essaim_job_records_skipped_total", &stream);
     assert_eq!(skipped, Some(BROKEN as f64));
@@ -127,15 +129,15 @@ async fn metrics_count_what_happened_and_are_what_docs_dashboard_and_alerts_name
     assert_eq!(one("essaim_jobs_ended_total", &ended), Some(1.0));
     assert_eq!(one("essaim_cluster_slots", &[]), Some(4.0));
     assert_eq!(
-        one("essaim_cluster_workers", &[("state", "alive")]),
+        one("essaim_cluster_workers", &[("state", "active")]),
         Some(2.0)
     );
     assert_eq!(one("essaim_cluster_workers_joined_total", &[]), Some(2.0));
     assert!(one("essaim_state_dir_request_duration_seconds_count", &[]) > Some(2.0));
     assert!(one("process_resident_memory_bytes", &[]) > Some(1e6));
 
-    let read = workers.sum("essaim_worker_input_rows_total", &[]);
-    assert_eq!(read, Some(BATCH as f64 + STREAM as f64));
+    let rows_read = workers.sum("essaim_worker_input_rows_total", &[]);
+    assert_eq!(rows_read, Some((BATCH + READ) as f64));
     let tasks = workers.sum("essaim_worker_tasks_total", &[("outcome", "succeeded")]);
     let attempts = one(
         "essaim_job_task_attempts_total",

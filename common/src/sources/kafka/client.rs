@@ -18,11 +18,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long the first of several calls waits, each twice as long as the one before; and between them.
+/// How long the first of several calls waits, each twice as long as the one before.
 const FIRST_CALL: Duration = Duration::from_millis(500);
-const PAUSE: Duration = Duration::from_millis(50);
-/// Log lines and errors of a client that are listened to between two calls.
-const MAX_NEWS: usize = 1000;
+/// How long a client is heard between them: it hands over one error at a time, and log lines as long as it is let.
+const LISTEN: Duration = Duration::from_millis(20);
+/// Errors of a client that are listened to between two calls.
+const MAX_NEWS: usize = 100;
 
 /// Whether records of open and aborted transactions are seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -196,7 +197,7 @@ impl Connection {
     ) -> Result<T> {
         let deadline = Instant::now() + self.timeout();
         let mut patience = FIRST_CALL;
-        client.context().forget();
+        let mut refusal: Option<Refusal> = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let error = match call(left.min(patience)) {
@@ -204,23 +205,31 @@ impl Connection {
                 Err(error) => error,
             };
             for _ in 0..MAX_NEWS {
-                if client.poll(Duration::ZERO).is_none() {
+                if client.poll(LISTEN).is_none() {
                     break;
                 }
             }
-            let refusal = client.context().refusal();
+            refusal = client.context().take_refusal().or(refusal);
             let waits_on = refusal.as_ref().is_none_or(|refusal| !refusal.is_final());
-            if waits_on && is_silence(&error) && left > patience {
-                std::thread::sleep(PAUSE);
+            let silent = is_silence(&error);
+            if waits_on && silent && left > patience {
                 patience *= 2;
                 continue;
             }
-            return Err(match refusal {
-                Some(refusal) if !waits_on => refusal.error(what, &self.brokers),
+            let error = match &refusal {
+                Some(refusal) if !waits_on => return Err(refusal.error(what, &self.brokers)),
                 Some(refusal) => self
                     .failed(what, &error)
                     .with_hint(format!("librdkafka says: {refusal}")),
                 None => self.failed(what, &error),
+            };
+            // A broker that is spoken to without the TLS that it wants hangs up and says nothing.
+            let named = self.settings.contains_key("security.protocol");
+            return Err(match silent && !named {
+                true => error.with_hint(
+                    "if they want TLS or a login, say which with kafka.security.protocol",
+                ),
+                false => error,
             });
         }
     }
@@ -309,13 +318,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// Why the last connection failed, of those that failed since the last call of [`Self::forget`].
-    pub fn refusal(&self) -> Option<Refusal> {
-        self.refusal.lock().clone()
-    }
-
-    fn forget(&self) {
-        *self.refusal.lock() = None;
+    /// Why a connection failed, of those that failed since the last call: one for good, if there is one, or the last.
+    pub fn take_refusal(&self) -> Option<Refusal> {
+        self.refusal.lock().take()
     }
 }
 

@@ -433,7 +433,7 @@ impl SplitScan {
     /// Why the brokers and this worker do not talk, if they never will by these certificates. Another worker may have
     /// others, so it is worth another attempt.
     fn refused(&self, consumer: &BaseConsumer<Context>, next: i64) -> Option<Error> {
-        let refusal = consumer.context().refusal()?;
+        let refusal = consumer.context().take_refusal()?;
         let brokers = &self.plan.connection.brokers;
         refusal
             .is_final()

@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::api::http::shapes::{
-    ClusterStatus, ErrorAnswer, EventEntry, EventsPage, JobCounts, Worker, WorkersPage, instant,
+    ClusterStatus, EventEntry, EventsPage, JobCounts, Worker, WorkersPage, instant,
 };
 use crate::api::http::{Params, answer, not_found, problems};
 use crate::jobs::model::{JobState, now_ms};
@@ -12,17 +12,11 @@ use axum::response::{IntoResponse, Json, Response};
 use essaim_common::secret::redact;
 use serde::Deserialize;
 use std::sync::Arc;
-use utoipa::IntoParams;
 
 /// Events of a page.
 const MAX_EVENTS: usize = 1_000;
 
 /// The cluster: version, slots, memory, jobs by state, workers, and what is wrong.
-#[utoipa::path(
-    get,
-    path = "/api/v1/cluster",
-    responses((status = 200, description = "The cluster now", body = ClusterStatus))
-)]
 pub(super) async fn cluster(State(shared): State<Arc<Shared>>) -> Json<ClusterStatus> {
     Json(status(&shared))
 }
@@ -75,26 +69,12 @@ fn all_workers(shared: &Shared) -> Vec<Worker> {
 }
 
 /// The workers with the tasks that they run.
-#[utoipa::path(
-    get,
-    path = "/api/v1/workers",
-    responses((status = 200, description = "All workers", body = WorkersPage))
-)]
 pub(super) async fn workers(State(shared): State<Arc<Shared>>) -> Json<WorkersPage> {
     let workers = all_workers(&shared);
     Json(WorkersPage { workers })
 }
 
 /// One worker.
-#[utoipa::path(
-    get,
-    path = "/api/v1/workers/{id}",
-    params(("id" = String, Path, description = "The worker's id")),
-    responses(
-        (status = 200, description = "The worker", body = Worker),
-        (status = 404, description = "There is none", body = ErrorAnswer),
-    )
-)]
 pub(super) async fn worker(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
     let mut workers = all_workers(&shared).into_iter();
     match workers.find(|worker| worker.id == id) {
@@ -108,9 +88,8 @@ pub(super) async fn worker(State(shared): State<Arc<Shared>>, Path(id): Path<Str
 }
 
 /// Which events are wanted.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 pub(super) struct EventParams {
     /// At most so many, the newest of them; 100, at most 1,000.
     limit: Option<usize>,
@@ -123,16 +102,6 @@ pub(super) struct EventParams {
 }
 
 /// What happened lately: the last 1,000 events of this master.
-#[utoipa::path(
-    get,
-    path = "/api/v1/events",
-    params(EventParams),
-    responses(
-        (status = 200, description = "Events, the newest last", body = EventsPage),
-        (status = 400, description = "A parameter is wrong", body = ErrorAnswer),
-        (status = 404, description = "There is no such job", body = ErrorAnswer),
-    )
-)]
 pub(super) async fn events(
     State(shared): State<Arc<Shared>>,
     Params(params): Params<EventParams>,

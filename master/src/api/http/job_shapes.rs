@@ -1,269 +1,275 @@
 //! What the status API says of jobs. The OpenAPI document is made of these types.
 
+use crate::api::http::shape::{Schemas, Shape, Time, named, object, shapes, words};
 use crate::api::http::shapes::{instant, reached};
 use crate::jobs::model::{
-    self, AttemptRecord, EpochTotals, JobKind, JobRecord, JobState, Outcome, QueryRecord,
-    StageRecord,
+    self, AttemptRecord, JobKind, JobRecord, JobState, Outcome, QueryRecord, StageRecord,
 };
 use essaim_common::secret::redact;
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
-use utoipa::ToSchema;
 
 /// Attempts of a stage that are shown, the last ones.
 const MAX_ATTEMPTS_SHOWN: usize = 1_000;
 
-/// Jobs, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct JobsPage {
-    pub jobs: Vec<JobSummary>,
-    /// What to ask for the next page with; null on the last one.
-    #[schema(required)]
-    pub next_page_token: Option<String>,
+shapes! {
+    /// Jobs, newest first.
+    JobsPage {
+        jobs: Vec<JobSummary>,
+        /// What to ask for the next page with; null on the last one.
+        next_page_token: Option<String>,
+    }
+
+    /// A job as a list shows it.
+    JobSummary {
+        id: String,
+        name: String,
+        kind: JobKind,
+        state: JobState,
+        /// Why it failed, or what it waits for; empty otherwise.
+        message: String,
+        submitted_at: Time,
+        started_at: Option<Time>,
+        ended_at: Option<Time>,
+        /// How often a master has started it.
+        generation: u64,
+        /// From 1; null unless it is queued.
+        queue_position: Option<usize>,
+        /// Of a streaming job: all its epochs together, also those before a restart.
+        totals: Option<Totals>,
+        /// Of a streaming job: the last epoch that was committed.
+        last_epoch: Option<Epoch>,
+        /// Of a streaming job: those of the epoch that runs.
+        tasks: TaskCounts,
+        /// Rows read and rows committed or sent; of a streaming job by all its epochs.
+        rows_in: u64,
+        rows_out: u64,
+    }
+
+    /// Tasks of all stages together.
+    TaskCounts {
+        total: u32,
+        done: u32,
+        running: u32,
+        /// Attempts that failed or whose worker was lost.
+        failed: u32,
+    }
+
+    /// What the epochs of a streaming job did together.
+    Totals {
+        /// Epochs that were committed.
+        epochs: u64,
+        input_rows: u64,
+        output_rows: u64,
+        late_rows: u64,
+        records_skipped: u64,
+        records_dead_lettered: u64,
+        /// Offsets passed over because a source had deleted them.
+        lost: u64,
+    }
+
+    /// What a list does not show of a job.
+    JobDetails {
+        /// As submitted, without passwords.
+        sql: String,
+        /// One for each INSERT or query, in order.
+        queries: Vec<Query>,
+        /// The last 100, the newest last.
+        errors: Vec<JobError>,
+    }
+
+    /// One INSERT or query of a job.
+    Query {
+        /// Position in the job, from 0.
+        index: u32,
+        /// The sink's table; empty for a query whose rows go to a client.
+        sink: String,
+        /// `tasks` (cut at its aggregate), `exchange` (one distributed plan), `master` (nothing to distribute) or `stream`
+        /// (epoch by epoch); empty until it is planned.
+        execution: String,
+        /// Rows committed to the sink or sent to the client since this master runs the job.
+        rows_out: u64,
+        done: bool,
+        /// How often an exchange was started again as a whole.
+        retries: u32,
+        plan: Plan,
+        /// The stages of a streaming job are those of all its INSERTs, shown with the first.
+        stages: Vec<Stage>,
+    }
+
+    /// A query's plan as a graph.
+    Plan {
+        /// At most 500; the rest of a larger plan is left out.
+        nodes: Vec<PlanNode>,
+        /// They point the way rows flow, from source to sink.
+        edges: Vec<PlanEdge>,
+    }
+
+    /// An operator.
+    PlanNode {
+        /// Unique in the plan.
+        id: u32,
+        name: String,
+        /// Its expressions, columns and the like, without passwords.
+        detail: String,
+        /// Where it runs: `master`, `stage N` or `exchange`.
+        place as "where": String,
+        /// Rows that it has yielded since this master runs the job; null if that is not known.
+        rows: Option<u64>,
+    }
+
+    /// Rows flow from one node to another.
+    PlanEdge {
+        from: u32,
+        to: u32,
+    }
+
+    /// A stage: tasks of one plan over splits.
+    Stage {
+        id: u32,
+        tasks: u32,
+        tasks_done: u32,
+        tasks_running: u32,
+        /// Attempts that failed or whose worker was lost.
+        tasks_failed: u32,
+        rows_in: u64,
+        bytes_in: u64,
+        records_skipped: u64,
+        records_dead_lettered: u64,
+        /// The last 1,000.
+        attempts: Vec<Attempt>,
+    }
+
+    /// One attempt of a task.
+    Attempt {
+        task: u32,
+        /// From 1.
+        attempt: u32,
+        /// The worker's id.
+        worker: String,
+        outcome: Outcome,
+        /// Why, if it did not succeed.
+        reason: String,
+        started_at: Time,
+        ended_at: Option<Time>,
+        /// Until now if it runs.
+        duration_ms: u64,
+        rows_in: u64,
+        /// What it reads.
+        split: String,
+    }
+
+    /// Something that went wrong, whether or not the job got over it.
+    JobError {
+        at: Time,
+        message: String,
+        /// Table, topic, partition and offset of the record that it is about, if it is about one.
+        table: Option<String>,
+        topic: Option<String>,
+        partition: Option<i32>,
+        offset: Option<i64>,
+    }
+
+    /// Epochs of a streaming job.
+    EpochsPage {
+        /// By number, the newest last.
+        epochs: Vec<Epoch>,
+    }
+
+    /// One epoch that was committed.
+    Epoch {
+        epoch: u64,
+        started_at: Option<Time>,
+        duration_ms: f64,
+        /// Rows read, of all sources.
+        input_rows: u64,
+        records_skipped: u64,
+        records_dead_lettered: u64,
+        /// One for each UNBOUNDED table.
+        sources: Vec<Source>,
+        /// One for each INSERT.
+        queries: Vec<EpochQuery>,
+        /// What each step took: `latest_offsets`, `write_offsets`, `static_tables` (if a stream is joined with a table),
+        /// `tasks`, `process` (merge, emit and commit), `checkpoint` (the wait for the checkpoint of the one before).
+        durations_ms: BTreeMap<String, f64>,
+        /// How often it was started again after an error.
+        retries: u32,
+    }
+
+    /// What an epoch read of one table.
+    Source {
+        table: String,
+        /// By partition, e.g. `toots[3]`: the first offset read, the first not read, the first that was not there yet.
+        start: BTreeMap<String, i64>,
+        end: BTreeMap<String, i64>,
+        latest: BTreeMap<String, i64>,
+        /// Offsets between `end` and `latest`, of all partitions.
+        lag: u64,
+        input_rows: u64,
+        /// Rows that arrived, by the time since the epoch before began.
+        input_rows_per_second: f64,
+        /// Rows read, by the time that the epoch took.
+        processed_rows_per_second: f64,
+        /// Null before the first row with an event time.
+        watermark_at: Option<Time>,
+        /// Offsets passed over because the source had deleted them.
+        lost: u64,
+    }
+
+    /// What an epoch did for one INSERT.
+    EpochQuery {
+        /// Position in the job, from 0.
+        index: u32,
+        sink: String,
+        /// `append`, `update` or `complete`.
+        output_mode: String,
+        output_rows: u64,
+        /// Rows that came behind the watermark.
+        late_rows: u64,
+        /// Null before the first row with an event time.
+        watermark_at: Option<Time>,
+        /// Groups, keys and buffered rows that are kept.
+        state_rows: u64,
+        state_bytes: u64,
+    }
 }
 
-/// A job as a list shows it.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct JobSummary {
-    pub id: String,
-    pub name: String,
-    pub kind: JobKind,
-    pub state: JobState,
-    /// Why it failed, or what it waits for; empty otherwise.
-    pub message: String,
-    #[schema(format = DateTime)]
-    pub submitted_at: String,
-    #[schema(required, format = DateTime)]
-    pub started_at: Option<String>,
-    #[schema(required, format = DateTime)]
-    pub ended_at: Option<String>,
-    /// How often a master has started it.
-    pub generation: u64,
-    /// From 1; null unless it is queued.
-    #[schema(required)]
-    pub queue_position: Option<usize>,
-    /// Of a streaming job: all its epochs together, also those before a restart.
-    #[schema(required)]
-    pub totals: Option<EpochTotals>,
-    /// Of a streaming job: the last epoch that was committed.
-    #[schema(required)]
-    pub last_epoch: Option<Epoch>,
-    /// Of a streaming job: those of the epoch that runs.
-    pub tasks: TaskCounts,
-    /// Rows read and rows committed or sent; of a streaming job by all its epochs.
-    pub rows_in: u64,
-    pub rows_out: u64,
-}
-
-/// Tasks of all stages together.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct TaskCounts {
-    pub total: u32,
-    pub done: u32,
-    pub running: u32,
-    /// Attempts that failed or whose worker was lost.
-    pub failed: u32,
+words! {
+    JobState: Queued, Running, Succeeded, Failed, Cancelled, Stopped;
+    JobKind: Batch, Streaming;
+    Outcome: Running, Succeeded, Failed, Lost, Superseded;
 }
 
 /// One job.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Job {
     #[serde(flatten)]
-    pub summary: JobSummary,
-    /// As submitted, without passwords.
-    pub sql: String,
-    /// One for each INSERT or query, in order.
-    pub queries: Vec<Query>,
-    /// The last 100, the newest last.
-    pub errors: Vec<JobError>,
+    summary: JobSummary,
+    #[serde(flatten)]
+    details: JobDetails,
 }
 
-/// One INSERT or query of a job.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Query {
-    /// Position in the job, from 0.
-    pub index: u32,
-    /// The sink's table; empty for a query whose rows go to a client.
-    pub sink: String,
-    /// `tasks` (cut at its aggregate), `exchange` (one distributed plan), `master` (nothing to distribute) or `stream`
-    /// (epoch by epoch); empty until it is planned.
-    pub execution: String,
-    /// Rows committed to the sink or sent to the client since this master runs the job.
-    pub rows_out: u64,
-    pub done: bool,
-    /// How often an exchange was started again as a whole.
-    pub retries: u32,
-    pub plan: Plan,
-    /// The stages of a streaming job are those of all its INSERTs, shown with the first.
-    pub stages: Vec<Stage>,
-}
-
-/// A query's plan as a graph.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct Plan {
-    /// At most 500; the rest of a larger plan is left out.
-    pub nodes: Vec<PlanNode>,
-    /// They point the way rows flow, from source to sink.
-    pub edges: Vec<PlanEdge>,
-}
-
-/// An operator.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct PlanNode {
-    /// Unique in the plan.
-    pub id: u32,
-    #[schema(example = "AggregateExec")]
-    pub name: String,
-    /// Its expressions, columns and the like, without passwords.
-    pub detail: String,
-    /// Where it runs: `master`, `stage N` or `exchange`.
-    #[serde(rename = "where")]
-    #[schema(example = "stage 0")]
-    pub place: String,
-    /// Rows that it has yielded since this master runs the job; null if that is not known.
-    #[schema(required)]
-    pub rows: Option<u64>,
-}
-
-/// Rows flow from one node to another.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct PlanEdge {
-    pub from: u32,
-    pub to: u32,
-}
-
-/// A stage: tasks of one plan over splits.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Stage {
-    pub id: u32,
-    pub tasks: u32,
-    pub tasks_done: u32,
-    pub tasks_running: u32,
-    /// Attempts that failed or whose worker was lost.
-    pub tasks_failed: u32,
-    pub rows_in: u64,
-    pub bytes_in: u64,
-    pub records_skipped: u64,
-    pub records_dead_lettered: u64,
-    /// The last 1,000.
-    pub attempts: Vec<Attempt>,
-}
-
-/// One attempt of a task.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Attempt {
-    pub task: u32,
-    /// From 1.
-    pub attempt: u32,
-    /// The worker's id.
-    pub worker: String,
-    pub outcome: Outcome,
-    /// Why, if it did not succeed.
-    pub reason: String,
-    #[schema(format = DateTime)]
-    pub started_at: String,
-    #[schema(required, format = DateTime)]
-    pub ended_at: Option<String>,
-    /// Until now if it runs.
-    pub duration_ms: u64,
-    pub rows_in: u64,
-    /// What it reads.
-    #[schema(example = "toots toots[3] 0..1500")]
-    pub split: String,
-}
-
-/// Something that went wrong, whether or not the job got over it.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct JobError {
-    #[schema(format = DateTime)]
-    pub at: String,
-    pub message: String,
-    /// Table, topic, partition and offset of the record that it is about, if it is about one.
-    #[schema(required)]
-    pub table: Option<String>,
-    #[schema(required)]
-    pub topic: Option<String>,
-    #[schema(required)]
-    pub partition: Option<i32>,
-    #[schema(required)]
-    pub offset: Option<i64>,
-}
-
-/// Epochs of a streaming job.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct EpochsPage {
-    /// By number, the newest last.
-    pub epochs: Vec<Epoch>,
-}
-
-/// One epoch that was committed.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Epoch {
-    pub epoch: u64,
-    #[schema(required, format = DateTime)]
-    pub started_at: Option<String>,
-    pub duration_ms: f64,
-    /// Rows read, of all sources.
-    pub input_rows: u64,
-    pub records_skipped: u64,
-    pub records_dead_lettered: u64,
-    /// One for each UNBOUNDED table.
-    pub sources: Vec<Source>,
-    /// One for each INSERT.
-    pub queries: Vec<EpochQuery>,
-    /// What each step took: `latest_offsets`, `write_offsets`, `static_tables` (if a stream is joined with a table),
-    /// `tasks`, `process` (merge, emit and commit), `checkpoint` (the wait for the checkpoint of the one before).
-    pub durations_ms: BTreeMap<String, f64>,
-    /// How often it was started again after an error.
-    pub retries: u32,
-}
-
-/// What an epoch read of one table.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Source {
-    pub table: String,
-    /// By partition, e.g. `toots[3]`: the first offset read, the first not read, the first that was not there yet.
-    pub start: BTreeMap<String, i64>,
-    pub end: BTreeMap<String, i64>,
-    pub latest: BTreeMap<String, i64>,
-    /// Offsets between `end` and `latest`, of all partitions.
-    pub lag: u64,
-    pub input_rows: u64,
-    /// Rows that arrived, by the time since the epoch before began.
-    pub input_rows_per_second: f64,
-    /// Rows read, by the time that the epoch took.
-    pub processed_rows_per_second: f64,
-    /// Null before the first row with an event time.
-    #[schema(required, format = DateTime)]
-    pub watermark_at: Option<String>,
-    /// Offsets passed over because the source had deleted them.
-    pub lost: u64,
-}
-
-/// What an epoch did for one INSERT.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct EpochQuery {
-    /// Position in the job, from 0.
-    pub index: u32,
-    pub sink: String,
-    /// `append`, `update` or `complete`.
-    pub output_mode: String,
-    pub output_rows: u64,
-    /// Rows that came behind the watermark.
-    pub late_rows: u64,
-    /// Null before the first row with an event time.
-    #[schema(required, format = DateTime)]
-    pub watermark_at: Option<String>,
-    /// Groups, keys and buffered rows that are kept.
-    pub state_rows: u64,
-    pub state_bytes: u64,
+impl Shape for Job {
+    fn schema(schemas: &mut Schemas) -> Value {
+        named(schemas, "Job", |schemas| {
+            let mut fields = JobSummary::fields(schemas);
+            fields.extend(JobDetails::fields(schemas));
+            object("One job.", fields)
+        })
+    }
 }
 
 impl JobSummary {
     /// A job in a list.
     pub(super) fn new(record: &JobRecord, queue_position: Option<usize>) -> Self {
         let is_streaming = record.kind == JobKind::Streaming;
-        let mut tasks = TaskCounts::default();
+        let mut tasks = TaskCounts {
+            total: 0,
+            done: 0,
+            running: 0,
+            failed: 0,
+        };
         for stage in record.stages() {
             tasks.total += stage.tasks;
             tasks.done += stage.tasks_done;
@@ -281,7 +287,7 @@ impl JobSummary {
             ended_at: reached(record.ended_ms),
             generation: record.generation,
             queue_position,
-            totals: is_streaming.then_some(record.totals),
+            totals: is_streaming.then(|| Totals::new(&record.totals)),
             last_epoch: record.epochs.back().map(|epoch| Epoch::new(epoch)),
             tasks,
             rows_in: record.rows_in(),
@@ -295,9 +301,25 @@ impl Job {
         let queries = record.queries.iter();
         Self {
             summary: JobSummary::new(record, queue_position),
-            sql: redact(&record.sql),
-            queries: queries.map(|query| Query::new(query, now_ms)).collect(),
-            errors: record.errors.iter().map(JobError::new).collect(),
+            details: JobDetails {
+                sql: redact(&record.sql),
+                queries: queries.map(|query| Query::new(query, now_ms)).collect(),
+                errors: record.errors.iter().map(JobError::new).collect(),
+            },
+        }
+    }
+}
+
+impl Totals {
+    fn new(totals: &model::EpochTotals) -> Self {
+        Self {
+            epochs: totals.epochs,
+            input_rows: totals.input_rows,
+            output_rows: totals.output_rows,
+            late_rows: totals.late_rows,
+            records_skipped: totals.records_skipped,
+            records_dead_lettered: totals.records_dead_lettered,
+            lost: totals.lost,
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::Shared;
 use crate::api::http::job_shapes::{Epoch, EpochsPage, Job, JobSummary, JobsPage};
-use crate::api::http::shapes::ErrorAnswer;
 use crate::api::http::{Params, answer, not_found};
 use crate::jobs::handle::JobHandle;
 use crate::jobs::known::Key;
@@ -15,16 +14,14 @@ use essaim_common::Result;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::Arc;
-use utoipa::IntoParams;
 
 /// Jobs of a page, unless it is asked for more or fewer, and at most.
 pub(super) const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
 /// Which jobs are wanted.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 pub(super) struct JobParams {
     /// Only jobs in this state.
     state: Option<JobState>,
@@ -40,15 +37,6 @@ pub(super) struct JobParams {
 
 /// Jobs, those that were submitted last first: all that have not ended, and the last 10,000 batch and 1,000 streaming
 /// jobs and 100 queries that have.
-#[utoipa::path(
-    get,
-    path = "/api/v1/jobs",
-    params(JobParams),
-    responses(
-        (status = 200, description = "A page of jobs", body = JobsPage),
-        (status = 400, description = "A parameter is wrong", body = ErrorAnswer),
-    )
-)]
 pub(super) async fn jobs(
     State(shared): State<Arc<Shared>>,
     Params(params): Params<JobParams>,
@@ -103,16 +91,6 @@ fn queue(shared: &Shared) -> HashMap<String, usize> {
 }
 
 /// One job with its SQL, plan, stages, attempts and errors.
-#[utoipa::path(
-    get,
-    path = "/api/v1/jobs/{id}",
-    params(("id" = String, Path, description = "The job's id, the beginning of it, or its name")),
-    responses(
-        (status = 200, description = "The job", body = Job),
-        (status = 404, description = "There is none, or several begin so", body = ErrorAnswer),
-        (status = 503, description = "It ended long ago, and the state dir is out of reach", body = ErrorAnswer),
-    )
-)]
 pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
     match shared.jobs.find(&id) {
         Ok(handle) => match show(&shared, &handle).await {
@@ -134,9 +112,8 @@ pub(super) async fn show(shared: &Shared, job: &JobHandle) -> Result<Job> {
 }
 
 /// Which epochs are wanted.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 pub(super) struct EpochParams {
     /// At most so many, the newest of them; 100, at most 1,000.
     limit: Option<usize>,
@@ -145,16 +122,6 @@ pub(super) struct EpochParams {
 }
 
 /// What the last epochs of a streaming job did; none for a batch job.
-#[utoipa::path(
-    get,
-    path = "/api/v1/jobs/{id}/epochs",
-    params(("id" = String, Path, description = "The job's id, the beginning of it, or its name"), EpochParams),
-    responses(
-        (status = 200, description = "Epochs, the newest last", body = EpochsPage),
-        (status = 400, description = "A parameter is wrong", body = ErrorAnswer),
-        (status = 404, description = "There is no such job", body = ErrorAnswer),
-    )
-)]
 pub(super) async fn epochs(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,

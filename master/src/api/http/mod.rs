@@ -1,14 +1,12 @@
 //! HTTP: probes, and the cluster and its jobs as JSON under `/api/v1`. Times are RFC 3339, durations ms, sizes bytes.
 
-#[allow(unused_qualifications, reason = "utoipa names types by their paths")]
 mod cluster;
 mod job_shapes;
-#[allow(unused_qualifications, reason = "utoipa names types by their paths")]
 mod jobs;
 mod openapi;
 mod problems;
+mod shape;
 mod shapes;
-#[allow(unused_qualifications, reason = "utoipa names types by their paths")]
 pub(crate) mod updates;
 
 use crate::Shared;

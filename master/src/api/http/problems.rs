@@ -42,7 +42,10 @@ pub(super) fn problems(shared: &Shared, lost: &[LostWorker], now: i64) -> Vec<Pr
     if shared.registry.slots() == 0 {
         let (severity, waiting) = match open.len() {
             0 => (Severity::Warning, String::new()),
-            count => (Severity::Error, format!(", and {}", counted(count, "job waits", "jobs wait"))),
+            count => (
+                Severity::Error,
+                format!(", and {}", counted(count, "job waits", "jobs wait")),
+            ),
         };
         let since = lost.last().map_or(shared.started_ms, |lost| lost.lost_ms);
         let message = format!(
@@ -58,7 +61,10 @@ pub(super) fn problems(shared: &Shared, lost: &[LostWorker], now: i64) -> Vec<Pr
             (1, true) => "its task started again on another worker".to_owned(),
             (count, true) => format!("its {count} tasks started again on other workers"),
             (count, false) => {
-                format!("its {} for another worker", counted(count, "task waits", "tasks wait"))
+                format!(
+                    "its {} for another worker",
+                    counted(count, "task waits", "tasks wait")
+                )
             }
         };
         let (id, why) = (&lost.info.id, &lost.why);
@@ -172,7 +178,10 @@ mod tests {
         let growing: Vec<u64> = (1..=12).map(|epoch| epoch * 1_000).collect();
         let (since, message) = falls_behind(&job(&growing)).unwrap();
         assert_eq!(since, 2_000);
-        assert!(message.contains("12000 offsets of table toots"), "{message}");
+        assert!(
+            message.contains("12000 offsets of table toots"),
+            "{message}"
+        );
         assert!(message.contains("120 s of work"), "{message}");
         let shrinking: Vec<u64> = growing.iter().rev().copied().collect();
         let small: Vec<u64> = (1..=12).collect();

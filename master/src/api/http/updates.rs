@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::api::http::jobs::{PAGE, epochs_of, page, show};
-use crate::api::http::shapes::{ErrorAnswer, EventEntry};
+use crate::api::http::shapes::EventEntry;
 use crate::api::http::{Params, answer, cluster, not_found};
 use crate::jobs::list::Wanted;
 use crate::jobs::model::MAX_EPOCHS_KEPT;
@@ -19,7 +19,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use utoipa::IntoParams;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -85,9 +84,8 @@ impl Written {
 }
 
 /// What is wanted besides the cluster and the jobs.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 pub(super) struct UpdateParams {
     /// Also this job and its epochs: its id, the beginning of it, or its name.
     job: Option<String>,
@@ -96,17 +94,6 @@ pub(super) struct UpdateParams {
 /// A stream of changes (`text/event-stream`): `cluster` and `jobs` (the first 100) as their endpoints answer, `event`
 /// for each new event, and with `job` that job as `job` and its new epochs as `epochs`. All of it at first, then each
 /// at most once a second and only when it has changed. A comment every 15 s without changes.
-#[utoipa::path(
-    get,
-    path = "/api/v1/updates",
-    params(UpdateParams),
-    responses(
-        (status = 200, description = "Changes, until the client closes the connection", content_type = "text/event-stream", body = String),
-        (status = 400, description = "A parameter is wrong", body = ErrorAnswer),
-        (status = 404, description = "There is no such job", body = ErrorAnswer),
-        (status = 503, description = "64 such connections are open", body = ErrorAnswer),
-    )
-)]
 pub(super) async fn updates(
     State(shared): State<Arc<Shared>>,
     Params(params): Params<UpdateParams>,
@@ -222,7 +209,8 @@ impl Follower {
     }
 
     fn push(&mut self, name: &str, json: &str) {
-        self.ready.push_back(Event::default().event(name).data(json));
+        self.ready
+            .push_back(Event::default().event(name).data(json));
     }
 }
 
