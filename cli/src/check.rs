@@ -51,11 +51,11 @@ pub async fn run(args: CheckArgs) -> Result<()> {
     };
     let checked = if args.local {
         let cluster = LocalCluster::start(1, 2).await?;
-        let checked = check(&cluster.address, sql).await;
+        let checked = check(&MasterAddress::plain(&cluster.address), sql).await;
         cluster.stop().await;
         checked?
     } else {
-        check(&args.address.master, sql).await?
+        check(&args.address, sql).await?
     };
     if args.json {
         job_json::print(&document(&checked))?;
@@ -65,7 +65,7 @@ pub async fn run(args: CheckArgs) -> Result<()> {
     verdict(&checked, args.strict)
 }
 
-async fn check(master: &str, sql: String) -> Result<CheckResponse, Failure> {
+async fn check(master: &MasterAddress, sql: String) -> Result<CheckResponse, Failure> {
     let mut client = client::connect(master).await?;
     client::answer_within(ANSWER, client.check(CheckRequest { sql })).await
 }

@@ -44,7 +44,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub async fn run(args: DoctorArgs) -> Result<()> {
     let sql = args.file.as_deref().map(read).transpose()?;
     let deadline = Duration::from_secs_f64(args.deadline);
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     // A call of its own: the examination itself takes as long as its slowest probe.
     let begun = Instant::now();
     client::answer(client.list(essaim_proto::v1::ListRequest { limit: 1 })).await?;
@@ -74,7 +74,7 @@ fn own_links(master: &str, found: &DoctorResponse, now_ms: i64, latency_ms: f64)
         latency_ms: None,
         text,
     };
-    let own = essaim_proto::VERSION;
+    let own = essaim_proto::VERSION.as_str();
     let to = format!("master at {master}");
     let version = match found.version == own {
         true => link(&to, LinkStatus::Ok, format!("essaim {own}")),
@@ -180,7 +180,7 @@ mod tests {
             let links = own_links("http://m:1", &found, 100_000, 10.0);
             links.map(|link| link.status())
         };
-        let own = essaim_proto::VERSION;
+        let own = essaim_proto::VERSION.as_str();
         assert_eq!(statuses(found(own, 100_000)), [LinkStatus::Ok; 2]);
         assert_eq!(statuses(found("9.9.9", 98_000)), [LinkStatus::Warning; 2]);
     }

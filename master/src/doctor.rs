@@ -5,7 +5,7 @@
 use crate::Shared;
 use crate::jobs::model::{JobState, now_ms};
 use crate::plan::{Planner, parse};
-use crate::registry::WorkerInfo;
+use crate::registry::{WorkerInfo, WorkerState};
 use bytes::Bytes;
 use essaim_common::check::{self, Endpoint};
 use essaim_common::probe::{self, MAX_TARGETS, call_error, fact, timed};
@@ -27,7 +27,7 @@ const SLACK: Duration = Duration::from_secs(1);
 /// Clocks that are further apart are a warning; ms.
 const SKEW_MS: f64 = 1000.0;
 /// A heartbeat comes every second.
-const LATE_HEARTBEAT_MS: u64 = 2_500;
+const LATE_HEARTBEAT_MS: i64 = 2_500;
 
 /// Tries all links.
 ///
@@ -94,7 +94,7 @@ pub(crate) async fn examine(
     links.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
     Ok(DoctorResponse {
         links,
-        version: essaim_proto::VERSION.to_owned(),
+        version: essaim_proto::VERSION.as_str().to_owned(),
         now_ms: now_ms(),
     })
 }
@@ -254,7 +254,7 @@ async fn ask(
                 "it runs Essaim {} and knows no probes: upgrade it",
                 worker.version
             )),
-            _ => Error::unavailable(format!("{}: {advice}", call_error(&status))),
+            _ => call_error(&status).with_hint(advice),
         })?;
     let answer = answer.into_inner();
     if answer.worker_id != worker.id {
@@ -268,8 +268,13 @@ async fn ask(
 
 /// How long ago the worker was heard.
 fn heartbeat(worker: &WorkerInfo) -> Link {
-    let ago = worker.last_heartbeat_ms_ago;
-    let text = format!("last heartbeat {ago} ms ago, {}", worker.state);
+    let ago = now_ms() - worker.last_heartbeat_ms;
+    let state = match worker.state {
+        WorkerState::Active => "",
+        WorkerState::Draining => ", draining",
+        WorkerState::Lost => ", given up",
+    };
+    let text = format!("last heartbeat {ago} ms ago{state}");
     match ago > LATE_HEARTBEAT_MS {
         true => fact(
             "master",

@@ -157,7 +157,7 @@ async fn a_closed_broker_and_a_refused_password_are_named_from_every_side() -> R
     for from in ["master", "worker"] {
         let broker = between(&links, from, "Kafka at ");
         assert!(
-            broker[0].2 == "failed" && broker[0].3.contains("is one running there"),
+            broker[0].2 == "failed" && broker[0].3.contains("is a broker running there"),
             "{broker:?}"
         );
         let refused = between(&links, from, "PostgreSQL at ");

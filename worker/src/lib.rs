@@ -89,6 +89,7 @@ impl Worker {
         let secret = ClusterSecret::unknown();
         let gate = Gate::open(&config.security, Some(secret.clone()))?;
         let peers = Peers::new(&config.security.identity, secret.clone())?;
+        let probed = peers.clone();
         let (listener, address) = bind("--listen", config.listen).await?;
         gate.check(address, true)?;
         let http = match config.http {
@@ -130,7 +131,13 @@ impl Worker {
         let broadcasts = state.config().get_extension();
         let counts = Arc::<TaskCounts>::default();
         let id = membership::new_id();
-        let service = TaskService::new(id.clone(), state, gauge.clone(), Arc::clone(&counts));
+        let service = TaskService::new(
+            id.clone(),
+            probed,
+            state,
+            gauge.clone(),
+            Arc::clone(&counts),
+        );
         let stop = CancellationToken::new();
         let grpc_errors = GrpcErrors::default();
         let errors = grpc_errors.clone();

@@ -12,6 +12,7 @@ use essaim_common::ipc::{self, Decoder};
 use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
+use essaim_common::net::Peers;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1;
@@ -155,6 +156,8 @@ fn task_span(request: &RunRequest) -> Span {
 pub(crate) struct TaskService {
     /// The worker's.
     id: String,
+    /// The way to the other workers.
+    peers: Peers,
     state: SessionState,
     gauge: Gauge,
     counts: Arc<TaskCounts>,
@@ -163,12 +166,14 @@ pub(crate) struct TaskService {
 impl TaskService {
     pub(crate) fn new(
         id: String,
+        peers: Peers,
         state: SessionState,
         gauge: Gauge,
         counts: Arc<TaskCounts>,
     ) -> Self {
         Self {
             id,
+            peers,
             state,
             gauge,
             counts,
@@ -466,7 +471,7 @@ impl Tasks for TaskService {
         request: Request<ProbeRequest>,
     ) -> Result<Response<ProbeResponse>, Status> {
         let runtime = Arc::clone(self.state.runtime_env());
-        let answer = crate::probe::probe(&self.id, &runtime, request.into_inner()).await;
+        let answer = crate::probe::probe(&self.id, &self.peers, &runtime, request.into_inner()).await;
         Ok(Response::new(answer))
     }
 }

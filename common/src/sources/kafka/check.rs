@@ -42,9 +42,9 @@ pub async fn topic_settings(
     topic: &str,
 ) -> Result<HashMap<String, String>> {
     let failed = |e| connection.failed(format!("the settings of topic {topic}"), &e);
-    let config = connection.config_over(&[]);
+    let config = connection.config_over(&[])?;
     let admin: AdminClient<Context> =
-        AdminClient::from_config_and_context(&config, Context).map_err(failed)?;
+        AdminClient::from_config_and_context(&config, Context::default()).map_err(failed)?;
     let wanted = [ResourceSpecifier::Topic(topic)];
     let options = AdminOptions::new().request_timeout(Some(ANSWER));
     let described = admin
@@ -149,12 +149,19 @@ async fn dead_letters(plan: &ReaderPlan, topic: &str) -> Option<Finding> {
 
 /// Whether the brokers know a topic. Blocks.
 fn has_topic(connection: &Connection, topic: &str) -> Result<bool> {
+    let connection = asked_within(connection, ANSWER);
     let client = connection.metadata_client(IsolationLevel::ReadCommitted)?;
-    let metadata = client
-        .fetch_metadata(Some(topic), ANSWER)
-        .map_err(|e| connection.failed(format!("topic {topic}"), &e))?;
+    let metadata = connection.topic(&client, topic)?;
     let mut topics = metadata.topics().iter();
     Ok(topics.any(|found| found.name() == topic && found.error().is_none()))
+}
+
+/// The same brokers, which have so long to answer.
+fn asked_within(connection: &Connection, deadline: Duration) -> Connection {
+    Connection {
+        timeout_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+        ..connection.clone()
+    }
 }
 
 /// Decodes the newest records as the job would: that finds a login that may not read, columns of a wrong type, and
@@ -270,18 +277,17 @@ pub async fn reach(
 ) -> Result<String> {
     // The caller's deadline ends everything: ours come before it, so that the error tells which link it was.
     let part = deadline.mul_f64(0.45);
-    let asked = connection.clone();
+    let asked = asked_within(&connection, part);
     let look = move || -> Result<(Vec<(i32, String)>, usize)> {
         let client = asked.metadata_client(IsolationLevel::ReadCommitted)?;
         let mut brokers = Vec::new();
         let mut partitions = 0;
         for topic in &topics {
-            let metadata = client.fetch_metadata(Some(topic), part).map_err(|e| {
-                Error::unavailable(format!(
-                    "the brokers {} do not answer: {}; is one running there, and is the port open from here?",
-                    asked.brokers,
-                    super::client::reason(&e)
-                ))
+            let metadata = asked.topic(&client, topic).map_err(|e| match e.kind() {
+                ErrorKind::Unavailable => {
+                    e.with_hint("is a broker running there, and is its port open from here?")
+                }
+                _ => e,
             })?;
             let known = metadata.topics().iter().find(|found| found.name() == topic);
             match known.filter(|found| found.error().is_none()) {
