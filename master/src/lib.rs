@@ -5,6 +5,8 @@
 
 pub mod api;
 mod batch;
+mod check;
+mod doctor;
 pub mod events;
 pub mod jobs;
 mod metrics;

@@ -7,6 +7,7 @@ mod exchange;
 mod http;
 mod membership;
 mod metrics;
+mod probe;
 mod tasks;
 
 use crate::http::Page;
@@ -89,6 +90,7 @@ impl Worker {
         let secret = ClusterSecret::unknown();
         let gate = Gate::open(&config.security, Some(secret.clone()))?;
         let peers = Peers::new(&config.security.identity, secret.clone())?;
+        let probed = peers.clone();
         let (listener, address) = bind("--listen", config.listen).await?;
         gate.check(address, true)?;
         let http = match config.http {
@@ -130,7 +132,14 @@ impl Worker {
         health.set_serving::<TasksServer<TaskService>>().await;
         let broadcasts = state.config().get_extension();
         let counts = Arc::<TaskCounts>::default();
-        let service = TaskService::new(state, gauge.clone(), Arc::clone(&counts));
+        let id = membership::new_id();
+        let service = TaskService::new(
+            id.clone(),
+            probed,
+            state,
+            gauge.clone(),
+            Arc::clone(&counts),
+        );
         let stop = CancellationToken::new();
         let server = gate
             .grpc()
@@ -153,8 +162,14 @@ impl Worker {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership =
-            Membership::start(&config, address, gauge.clone(), Arc::clone(&runtime), secret)?;
+        let membership = Membership::start(
+            id,
+            &config,
+            address,
+            gauge.clone(),
+            Arc::clone(&runtime),
+            secret,
+        )?;
         let http_address = http.as_ref().map(|(_, address)| *address);
         let http = http.map(|(listener, _)| {
             let page = Page {

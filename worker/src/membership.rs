@@ -60,8 +60,14 @@ impl Lease {
     }
 }
 
+/// An id that no other worker has, and no earlier start of this one.
+pub(crate) fn new_id() -> String {
+    format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}
+
 impl Membership {
     pub(crate) fn start(
+        id: String,
         config: &WorkerConfig,
         address: SocketAddr,
         gauge: Gauge,
@@ -78,7 +84,6 @@ impl Membership {
         let released = CancellationToken::new();
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
-        let id = format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let lease = Arc::new(Lease {
             worker: id.clone(),
             registered: AtomicBool::new(false),

@@ -22,6 +22,9 @@ const RPCS: &[(&str, Needs)] = &[
     ("/essaim.v1.Jobs/Cancel", Needs::Role(Role::Submit)),
     ("/essaim.v1.Jobs/Stop", Needs::Role(Role::Submit)),
     ("/essaim.v1.Jobs/Query", Needs::Role(Role::Submit)),
+    // They open connections and read variables as a job does.
+    ("/essaim.v1.Jobs/Check", Needs::Role(Role::Submit)),
+    ("/essaim.v1.Jobs/Doctor", Needs::Role(Role::Submit)),
     ("/essaim.v1.Jobs/List", Needs::Role(Role::Read)),
     ("/essaim.v1.Jobs/Get", Needs::Role(Role::Read)),
     ("/essaim.v1.Jobs/Epochs", Needs::Role(Role::Read)),
@@ -32,6 +35,7 @@ const RPCS: &[(&str, Needs)] = &[
     ("/essaim.v1.Tasks/Run", Needs::Secret),
     ("/essaim.v1.Tasks/PutBroadcast", Needs::Secret),
     ("/essaim.v1.Tasks/DropBroadcasts", Needs::Secret),
+    ("/essaim.v1.Tasks/Probe", Needs::Secret),
     // datafusion-distributed's, between workers and from the master.
     ("/worker.WorkerService/CoordinatorChannel", Needs::Secret),
     ("/worker.WorkerService/ExecuteTask", Needs::Secret),
