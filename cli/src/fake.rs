@@ -8,9 +8,10 @@ use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::jobs_server::{Jobs, JobsServer};
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{
-    CancelRequest, CancelResponse, EpochProgress, EpochsRequest, EpochsResponse, GetRequest, Job,
-    JobState, ListRequest, ListResponse, QueryRequest, QueryResponse, StopRequest, StopResponse,
-    SubmitRequest, SubmitResponse, WatchRequest,
+    CancelRequest, CancelResponse, CheckRequest, CheckResponse, DoctorRequest, DoctorResponse,
+    EpochProgress, EpochsRequest, EpochsResponse, GetRequest, Job, JobState, ListRequest,
+    ListResponse, QueryRequest, QueryResponse, StopRequest, StopResponse, SubmitRequest,
+    SubmitResponse, WatchRequest,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -132,6 +133,20 @@ impl Jobs for Fake {
     }
 
     /// There are twelve epochs.
+    async fn check(
+        &self,
+        _request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
+    async fn doctor(
+        &self,
+        _request: Request<DoctorRequest>,
+    ) -> Result<Response<DoctorResponse>, Status> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
     async fn epochs(
         &self,
         request: Request<EpochsRequest>,

@@ -91,6 +91,56 @@ async fn windows_are_updated_in_postgres_as_rows_come() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_joined_table_that_is_analysed_while_the_job_runs_does_no_harm() -> Result<()> {
+    let topic = Topic::create(2).await?;
+    let database = Database::create().await?;
+    // A table without statistics: the planner knows nothing of its size.
+    database
+        .execute(
+            "CREATE TABLE kinds (name text, label text);
+             INSERT INTO kinds SELECT 'kind ' || n, 'label ' || n % 2 FROM generate_series(0, 4) n",
+        )
+        .await?;
+    produce(&topic, 0, 100).await?;
+    let sql = [
+        declare(&topic, ""),
+        database.declare("kinds", "kinds", ""),
+        database.declare(
+            "totals",
+            "totals",
+            ", mode 'upsert', key 'window_start,label'",
+        ),
+        "SET essaim.trigger = '100 milliseconds';
+         SET essaim.table_refresh = '0';
+         INSERT INTO totals
+           SELECT window_start, label, count(*) AS events
+           FROM events JOIN kinds ON kinds.name = events.kind
+           GROUP BY window(at, INTERVAL '1 hour'), label;"
+            .to_owned(),
+    ]
+    .concat();
+    let client = shared().await?.client().await?;
+    let job = client.submit(&sql, &unique("analysed")).await?;
+    let counted = "SELECT coalesce(sum(events), 0) FROM totals";
+    until(&database, counted, "100").await?;
+    database.execute("ANALYZE kinds").await?;
+    produce(&topic, 100, 200).await?;
+    until(&database, counted, "200").await?;
+    // Larger than the stream, and larger than before.
+    database
+        .execute(
+            "INSERT INTO kinds SELECT 'other ' || n, 'none' FROM generate_series(1, 50000) n;
+             ANALYZE kinds",
+        )
+        .await?;
+    produce(&topic, 200, 300).await?;
+    until(&database, counted, "300").await?;
+    client.cancel(&job).await?;
+    client.wait_job(&job).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn appended_windows_are_written_once_when_they_close() -> Result<()> {
     let topic = Topic::create(2).await?;
     let database = Database::create().await?;

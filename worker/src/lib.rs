@@ -8,11 +8,13 @@ mod http;
 mod membership;
 mod metrics;
 mod probe;
+mod runtime;
 mod tasks;
 
 use crate::http::Page;
 use crate::membership::Membership;
 use crate::metrics::TaskCounts;
+use crate::runtime::TaskThreads;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
@@ -78,6 +80,7 @@ pub struct Worker {
     stop: CancellationToken,
     server: JoinHandle<()>,
     http: Option<JoinHandle<()>>,
+    _threads: TaskThreads,
     _forget_exchanges: AbortOnDropHandle<()>,
 }
 
@@ -132,6 +135,7 @@ impl Worker {
         health.set_serving::<TasksServer<TaskService>>().await;
         let broadcasts = state.config().get_extension();
         let counts = Arc::<TaskCounts>::default();
+        let threads = TaskThreads::start()?;
         let id = membership::new_id();
         let service = TaskService::new(
             id.clone(),
@@ -139,6 +143,7 @@ impl Worker {
             state,
             gauge.clone(),
             Arc::clone(&counts),
+            threads.handle(),
         );
         let stop = CancellationToken::new();
         let server = gate
@@ -191,6 +196,7 @@ impl Worker {
             stop,
             server,
             http,
+            _threads: threads,
             _forget_exchanges: AbortOnDropHandle::new(forget_exchanges),
         })
     }

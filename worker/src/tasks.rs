@@ -1,6 +1,7 @@
 //! Serves the tasks below the cut: decodes a stage's plan, runs one partition of it, streams the rows back.
 
 use crate::metrics::{TaskCounts, TaskOutcome};
+use crate::runtime::computed_on;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
@@ -27,6 +28,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 use tonic::{Request, Response, Status, Streaming};
@@ -162,6 +164,8 @@ pub(crate) struct TaskService {
     state: SessionState,
     gauge: Gauge,
     counts: Arc<TaskCounts>,
+    /// Where tasks compute.
+    threads: Handle,
 }
 
 impl TaskService {
@@ -171,6 +175,7 @@ impl TaskService {
         state: SessionState,
         gauge: Gauge,
         counts: Arc<TaskCounts>,
+        threads: Handle,
     ) -> Self {
         Self {
             id,
@@ -178,6 +183,7 @@ impl TaskService {
             state,
             gauge,
             counts,
+            threads,
         }
     }
 
@@ -421,12 +427,16 @@ impl Tasks for TaskService {
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
         let request = request.into_inner();
         let span = task_span(&request);
-        let start = || span.in_scope(|| self.start(request));
+        let start = || {
+            // What a plan spawns computes there too.
+            let _entered = self.threads.enter();
+            span.in_scope(|| self.start(request))
+        };
         let started = std::panic::catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
         match started {
             Ok(responses) => Ok(Response::new(
-                responses
+                computed_on(&self.threads, responses)
                     .map(|response| response.map_err(Status::from))
                     .boxed(),
             )),

@@ -29,7 +29,7 @@ use crate::jobs::handle::JobHandle;
 use crate::jobs::model::JobError;
 use crate::stream::checkpoint::Checkpoint;
 use crate::stream::finish::Finisher;
-use crate::stream::read::Epoch;
+use crate::stream::read::{Epoch, Reader};
 use essaim_common::{Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,17 +76,32 @@ async fn patience(job: &JobHandle) {
 
 async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
     let mut failures = Failures::default();
-    let (mut reader, mut finisher) = loop {
-        match setup::start(shared, job).await {
-            Ok(started) => break started,
+    loop {
+        let (reader, finisher) = match setup::start(shared, job).await {
+            Ok(started) => started,
             Err(error) => {
                 if failures.wait(job, &error).await? == After::Stop {
                     return Ok(End::Stopped);
                 }
+                continue;
             }
+        };
+        failures.limit = reader.max_epoch_attempts();
+        if let Some(end) = planned(shared, job, reader, finisher, &mut failures).await? {
+            return Ok(end);
         }
-    };
-    failures.limit = reader.max_epoch_attempts();
+        tracing::info!("the job is planned anew");
+    }
+}
+
+/// Runs the epochs of a job that is planned, to its end or until the plan is of no more use.
+async fn planned(
+    shared: &Arc<Shared>,
+    job: &Arc<JobHandle>,
+    mut reader: Reader,
+    mut finisher: Finisher,
+    failures: &mut Failures,
+) -> Result<Option<End>> {
     loop {
         let epoch = tokio::select! {
             epoch = reader.next() => epoch,
@@ -96,11 +111,15 @@ async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
             Ok(Some(epoch)) => epoch,
             Ok(None) => {
                 finisher.flush().await?;
-                return Ok(End::Finished);
+                return Ok(Some(End::Finished));
+            }
+            Err(_) if reader.is_outdated() => {
+                finisher.flush().await?;
+                return Ok(None);
             }
             Err(error) => {
                 if failures.wait(job, &error).await? == After::Stop {
-                    return Ok(End::Stopped);
+                    return Ok(Some(End::Stopped));
                 }
                 continue;
             }
@@ -120,7 +139,7 @@ async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
                 epoch.retries += 1;
                 let wait = failures.wait(job, &error).instrument(span.clone());
                 if wait.await? == After::Stop {
-                    return Ok(End::Stopped);
+                    return Ok(Some(End::Stopped));
                 }
             }
             drop(span);
@@ -136,11 +155,15 @@ async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
                 Ok(Some(next)) => epoch = next,
                 Ok(None) => {
                     finisher.flush().await?;
-                    return Ok(End::Finished);
+                    return Ok(Some(End::Finished));
+                }
+                Err(_) if reader.is_outdated() => {
+                    finisher.flush().await?;
+                    return Ok(None);
                 }
                 Err(error) => {
                     if failures.wait(job, &error).await? == After::Stop {
-                        return Ok(End::Stopped);
+                        return Ok(Some(End::Stopped));
                     }
                     break;
                 }
@@ -158,9 +181,9 @@ async fn finish(shared: &Arc<Shared>, finisher: &mut Finisher, epoch: &mut Epoch
     finisher.finish(epoch).instrument(span).await
 }
 
-async fn stopped(finisher: &mut Finisher) -> Result<End> {
+async fn stopped(finisher: &mut Finisher) -> Result<Option<End>> {
     finisher.flush().await?;
-    Ok(End::Stopped)
+    Ok(Some(End::Stopped))
 }
 
 /// What follows a failure.

@@ -110,6 +110,12 @@ pub(super) fn ms(since: Instant) -> f64 {
 }
 
 impl Reader {
+    /// Whether the job has to be planned anew: the tables that its streams are joined with have changed so much that
+    /// the INSERTs would be planned otherwise now.
+    pub fn is_outdated(&self) -> bool {
+        self.tables.outdated
+    }
+
     /// How often an epoch may fail in a row.
     pub fn max_epoch_attempts(&self) -> usize {
         self.job.planner.settings().max_epoch_attempts

@@ -292,6 +292,7 @@ pub(super) async fn start(
             inserts: statics,
             refresh: interval("table_refresh", &settings.table_refresh)?,
             held: None,
+            outdated: false,
         },
         target: None,
         last_start: None,

@@ -8,7 +8,10 @@ use crate::stream::plan::Static;
 use crate::stream::read::{Job, collect};
 use crate::stream::setup::StaticInsert;
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use essaim_common::scan::ScanExec;
 use essaim_common::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,6 +42,8 @@ pub struct Tables {
     pub(super) inserts: Vec<StaticInsert>,
     pub(super) refresh: Duration,
     pub(super) held: Option<(Instant, Arc<Held>)>,
+    /// Whether an INSERT was planned otherwise than at first.
+    pub(super) outdated: bool,
 }
 
 impl Tables {
@@ -60,9 +65,11 @@ impl Tables {
             // A new plan sees the tables as they are: sources of batch queries are cut into splits when planned.
             job.planner.release().await;
             let again = statement.plan(&job.planner).await?;
-            if again.statics.len() != planned.len() {
-                return Err(Error::internal(
-                    "an INSERT was planned otherwise than before",
+            // The planner looks at how large the tables are, and a server that analyses its tables changes its mind.
+            if !is_alike(planned, &again.statics) {
+                self.outdated = true;
+                return Err(Error::unavailable(
+                    "the tables that a stream is joined with have changed: the job is planned anew",
                 ));
             }
             let stages = Stages::new(
@@ -85,11 +92,8 @@ impl Tables {
                     (Static::Upper(id, _), Static::Upper(_, plan)) => {
                         held.upper.insert(*id, collect(&plan, &ctx).await?.into());
                     }
-                    _ => {
-                        return Err(Error::internal(
-                            "an INSERT was planned otherwise than before",
-                        ));
-                    }
+                    // They are alike.
+                    _ => {}
                 }
             }
             let made = stages.statics(&broadcasts, &ctx).await?;
@@ -102,5 +106,29 @@ impl Tables {
         let held = Arc::new(held);
         self.held = Some((Instant::now(), Arc::clone(&held)));
         Ok(held)
+    }
+}
+
+/// Whether both read the same in the same order, so that what is read for the one does for the other.
+fn is_alike(planned: &[Static], again: &[Static]) -> bool {
+    planned.len() == again.len() && planned.iter().zip(again).all(|(a, b)| shape(a) == shape(b))
+}
+
+/// What is read and how, without the splits, which are others every time.
+fn shape(read: &Static) -> (bool, SchemaRef, Vec<String>) {
+    let (is_broadcast, plan) = match read {
+        Static::Broadcast(broadcast) => (true, &broadcast.plan),
+        Static::Upper(_, plan) => (false, plan),
+    };
+    let mut nodes = Vec::new();
+    name_nodes(plan, &mut nodes);
+    (is_broadcast, plan.schema(), nodes)
+}
+
+fn name_nodes(plan: &Arc<dyn ExecutionPlan>, nodes: &mut Vec<String>) {
+    let table = plan.downcast_ref::<ScanExec>().map(ScanExec::table);
+    nodes.push(format!("{} {}", plan.name(), table.unwrap_or_default()));
+    for child in plan.children() {
+        name_nodes(child, nodes);
     }
 }
