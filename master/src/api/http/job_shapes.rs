@@ -264,7 +264,12 @@ impl JobSummary {
     /// A job in a list.
     pub(super) fn new(record: &JobRecord, queue_position: Option<usize>) -> Self {
         let is_streaming = record.kind == JobKind::Streaming;
-        let mut tasks = TaskCounts::default();
+        let mut tasks = TaskCounts {
+            total: 0,
+            done: 0,
+            running: 0,
+            failed: 0,
+        };
         for stage in record.stages() {
             tasks.total += stage.tasks;
             tasks.done += stage.tasks_done;
