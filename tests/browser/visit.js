@@ -238,11 +238,11 @@ async function updates(browser, stream) {
 
 /** Pictures for docs/status.md. */
 async function photograph(browser, pages) {
-  const shots = [["overview", "desktop", "light"], ["jobs", "desktop", "light"], ["stream", "desktop", "light"], ["stream", "desktop", "dark"], ["batch", "desktop", "light"], ["workers", "desktop", "dark"], ["worker", "desktop", "light"], ["overview", "phone", "dark"], ["stream", "phone", "light"]];
+  const shots = [["overview", "desktop", "light"], ["jobs", "desktop", "light"], ["stream", "desktop", "light"], ["batch", "desktop", "light"], ["failed", "desktop", "light"], ["workers", "desktop", "dark"], ["worker", "desktop", "light"], ["overview", "phone", "dark"], ["stream", "phone", "light"]];
   for (const [name, size, scheme] of shots) {
     const page = await open(browser, pages[name], { size, scheme });
     if (name === "stream") await page.locator(".plot canvas").nth(5).waitFor();
-    await page.screenshot({ path: `${pictures}/${name}-${size}-${scheme}.png`, fullPage: true });
+    await page.screenshot({ path: `${pictures}/${name}-${size}-${scheme}.png`, fullPage: size === "desktop" });
     await page.context().close();
   }
 }
