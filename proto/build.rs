@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "essaim/v1/jobs.proto",
         "essaim/v1/cluster.proto",
         "essaim/v1/plan.proto",
+        "essaim/v1/check.proto",
     ];
     let descriptors = protox::compile(files, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);

@@ -187,11 +187,22 @@ pub async fn connect(master: &MasterAddress) -> Result<JobsClient<Link>, Failure
 pub async fn answer<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+    answer_within(CALL_TIMEOUT, call).await
+}
+
+/// Waits for an answer so long and no longer.
+///
+/// # Errors
+/// As for [`answer`].
+pub async fn answer_within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(deadline, call).await {
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(Failure::Unreachable(format!(
             "the master has not answered for {} s",
-            CALL_TIMEOUT.as_secs()
+            deadline.as_secs()
         ))),
     }
 }

@@ -240,7 +240,11 @@ fn verdict(job: &Job) -> Result<()> {
     }
 }
 
-fn read(file: &str) -> Result<String> {
+/// The text of a file; `-` stands for standard input.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(file: &str) -> Result<String> {
     let mut sql = String::new();
     if file == "-" {
         std::io::stdin()
@@ -260,7 +264,7 @@ pub fn read_file(file: &str) -> Result<String, Failure> {
     std::fs::read_to_string(file).map_err(|e| Failure::Usage(format!("{file}: {e}")))
 }
 
-fn say(text: &str) -> Result<()> {
+pub fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", text.trim_end())?;
     Ok(out.flush()?)

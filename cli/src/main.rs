@@ -1,8 +1,10 @@
 //! The command line: one binary that is a master, a worker, a whole cluster or a client.
 
+mod check;
 mod client;
 mod config;
 mod demo;
+mod doctor;
 mod epoch_text;
 #[cfg(test)]
 mod fake;
@@ -28,7 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    it worked
-  1    the job or query failed or was cancelled
+  1    the job or query failed or was cancelled; check found an error, doctor a broken link
   2    wrong usage
   3    the master cannot be reached
   4    the master refused the request: invalid SQL, no such job, not allowed
@@ -65,6 +67,12 @@ enum Command {
     /// Hand a job file to the master and print the job's id.
     #[command(after_help = EXIT_CODES)]
     Submit(jobs::SubmitArgs),
+    /// Look what is wrong with a job file, or may go wrong, without running it.
+    #[command(after_help = EXIT_CODES)]
+    Check(check::CheckArgs),
+    /// Try which of the links between master, workers, brokers, databases and state dir are broken.
+    #[command(after_help = EXIT_CODES)]
+    Doctor(doctor::DoctorArgs),
     /// List the jobs, newest first.
     #[command(after_help = EXIT_CODES)]
     Jobs(jobs::JobsArgs),
@@ -128,6 +136,8 @@ impl Command {
             Self::Local(args) => serve::local(args).await,
             Self::Sql(args) => sql::run(args).await,
             Self::Submit(args) => jobs::submit(args).await,
+            Self::Check(args) => client::interruptible(check::run(args)).await,
+            Self::Doctor(args) => client::interruptible(doctor::run(args)).await,
             Self::Jobs(args) => client::interruptible(jobs::list(args)).await,
             Self::Status(args) => client::interruptible(jobs::status(args)).await,
             Self::Stop(args) => client::interruptible(jobs::stop(args)).await,

@@ -41,7 +41,8 @@ pub struct GateArgs {
     tls_client_ca: Option<PathBuf>,
     /// Who may do what: lines ROLE NAME TOKEN [EXPIRES], with the roles worker, submit and read [default: the text in
     /// the variable ESSAIM_TOKENS].
-    #[arg(long, value_name = "FILE")]
+    // The variable that its name asks for holds the text itself.
+    #[arg(long, env = "ESSAIM_TOKENS_FILE", value_name = "FILE")]
     tokens: Option<PathBuf>,
     /// Refuse to listen beyond loopback without TLS and without knowing who calls.
     #[arg(long)]

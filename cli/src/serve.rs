@@ -179,46 +179,82 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
 /// # Errors
 /// What the SQL ends with.
 pub async fn local(args: LocalArgs) -> Result<()> {
-    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    access::limit(Access::unlimited())?;
-    let state = tempfile::Builder::new().prefix("essaim-").tempdir()?;
-    let master = Master::start(MasterConfig {
-        listen: loopback,
-        http: None,
-        state_dir: state.path().to_string_lossy().into_owned(),
-        ..MasterConfig::default()
-    })
-    .await?;
-    let address = format!("http://{}", master.address());
     let slots = args
         .slots
         .map_or_else(|| (cores() / args.workers).max(1), NonZeroUsize::get);
-    let start = |_| {
-        Worker::start(WorkerConfig {
-            master: address.clone(),
+    let cluster = LocalCluster::start(args.workers.get(), slots).await?;
+    let greeting = format!(
+        "a master at {} and {} workers of {slots} slots in this process",
+        cluster.address,
+        cluster.workers.len()
+    );
+    let done = sql::run_at(
+        &MasterAddress::plain(&cluster.address),
+        args.input,
+        &greeting,
+    )
+    .await;
+    cluster.stop().await;
+    done
+}
+
+/// A master and workers in this process, with a state dir that goes with them.
+pub struct LocalCluster {
+    /// The master's gRPC address.
+    pub address: String,
+    master: Master,
+    workers: Vec<Worker>,
+    // Removed last.
+    _state: tempfile::TempDir,
+}
+
+impl LocalCluster {
+    /// Starts them on free ports of the loopback interface.
+    ///
+    /// # Errors
+    /// No folder for the state, no free port.
+    pub async fn start(workers: usize, slots: usize) -> Result<Self> {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        access::limit(Access::unlimited())?;
+        let state = tempfile::Builder::new().prefix("essaim-").tempdir()?;
+        let master = Master::start(MasterConfig {
             listen: loopback,
             http: None,
-            advertise: None,
-            slots,
-            ..WorkerConfig::default()
+            state_dir: state.path().to_string_lossy().into_owned(),
+            ..MasterConfig::default()
         })
-    };
-    let workers = futures::future::try_join_all((0..args.workers.get()).map(start)).await?;
-    let greeting = format!(
-        "a master at {address} and {} workers of {slots} slots in this process",
-        workers.len()
-    );
-    let address = MasterAddress::plain(&address);
-    let done = sql::run_at(&address, args.input, &greeting).await;
-    let stop = async {
-        futures::future::join_all(workers.into_iter().map(Worker::drain)).await;
-        master.stop().await;
-    };
-    tokio::select! {
-        () = stop => {}
-        _ = tokio::signal::ctrl_c() => {}
+        .await?;
+        let address = format!("http://{}", master.address());
+        let start = |_| {
+            Worker::start(WorkerConfig {
+                master: address.clone(),
+                listen: loopback,
+                http: None,
+                advertise: None,
+                slots,
+                ..WorkerConfig::default()
+            })
+        };
+        let workers = futures::future::try_join_all((0..workers).map(start)).await?;
+        Ok(Self {
+            address,
+            master,
+            workers,
+            _state: state,
+        })
     }
-    done
+
+    /// Drains the workers and ends; at once if somebody interrupts.
+    pub async fn stop(self) {
+        let stop = async {
+            futures::future::join_all(self.workers.into_iter().map(Worker::drain)).await;
+            self.master.stop().await;
+        };
+        tokio::select! {
+            () = stop => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    }
 }
 
 /// Says what jobs may use of this process, and warns if that is every file.

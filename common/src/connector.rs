@@ -1,5 +1,6 @@
 //! What a connector is: a folder that gives a source, a sink or both, and how their worker halves travel.
 
+use crate::check::{Endpoint, Finding, Incoming};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::scope::JobScope;
@@ -12,6 +13,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a `CREATE EXTERNAL TABLE` says.
 #[derive(Debug)]
@@ -72,6 +74,25 @@ pub trait Connector: Debug + Send + Sync {
         let _ = encoded;
         Err(Error::internal(format!("{} is no sink", self.name())))
     }
+
+    /// What a table of this declaration needs to reach, for `essaim doctor`. Asks nobody.
+    ///
+    /// # Errors
+    /// A location or an option that is wrong.
+    fn endpoints(&self, spec: TableSpec) -> Result<Vec<Endpoint>> {
+        let _ = spec;
+        Ok(Vec::new())
+    }
+
+    /// Tries to reach what [`Self::endpoints`] named, from this process. Returns what was found there, in a few words.
+    /// Dropped when `deadline` is over.
+    ///
+    /// # Errors
+    /// What is broken, and what to do. No secrets.
+    async fn reach(&self, payload: &[u8], deadline: Duration) -> Result<String> {
+        let _ = (payload, deadline);
+        Err(Error::internal(format!("{} reaches nothing", self.name())))
+    }
 }
 
 /// The master's half of a source: knows the server, pushes down, cuts into splits.
@@ -91,6 +112,16 @@ pub trait Source: Debug + Send + Sync {
     /// The same source read continuously, if it can be: what an UNBOUNDED table is.
     fn stream(&self) -> Option<Arc<dyn StreamSource>> {
         None
+    }
+
+    /// What only the connector knows to be wrong or worth knowing before a job reads the table, such as missing
+    /// permissions. `unbounded`: whether it is read continuously. Changes nothing.
+    ///
+    /// # Errors
+    /// The server is out of reach, or refuses to answer.
+    async fn findings(&self, unbounded: bool) -> Result<Vec<Finding>> {
+        let _ = unbounded;
+        Ok(Vec::new())
     }
 }
 
@@ -216,6 +247,17 @@ pub trait Sink: Debug + Send + Sync {
     /// Whether all rows must come from one writer, e.g. because they go to one file.
     fn takes_one_writer(&self) -> bool {
         false
+    }
+
+    /// What only the connector knows to be wrong or worth knowing before a job writes the table, such as missing
+    /// permissions or a key that is not unique. Called for rows that [`Self::plan`] or [`Self::stream`] took. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The server is out of reach, or refuses to answer.
+    async fn findings(&self, incoming: &Incoming<'_>) -> Result<Vec<Finding>> {
+        let _ = incoming;
+        Ok(Vec::new())
     }
 }
 

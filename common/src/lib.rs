@@ -7,6 +7,7 @@
 pub mod access;
 pub mod bad_records;
 pub mod broadcast;
+pub mod check;
 pub mod codec;
 mod confined;
 pub mod connector;
@@ -19,6 +20,7 @@ pub mod net;
 pub mod object_stores;
 pub mod options;
 pub mod outputs;
+pub mod probe;
 pub mod scan;
 pub mod scope;
 pub mod secret;

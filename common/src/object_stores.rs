@@ -12,6 +12,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use url::Url;
 
@@ -109,6 +110,40 @@ pub fn parse(location: &str) -> Result<Url> {
     Url::parse(url.as_str()).map_err(|e| wrong(&e))
 }
 
+/// The folder or file of this machine that a location names; `None` if it lies in a bucket.
+///
+/// # Errors
+/// As [`parse`].
+pub fn local_folder(location: &str) -> Result<Option<PathBuf>> {
+    let url = parse(location)?;
+    Ok((url.scheme() == "file")
+        .then(|| url.to_file_path().ok())
+        .flatten())
+}
+
+/// Looks whether files can be made in a folder that may itself have to be made, without making any. Returns the folder
+/// nearest to it that is there.
+///
+/// # Errors
+/// It is no folder, or this process may not write to it.
+pub fn writable(folder: &std::path::Path) -> Result<PathBuf> {
+    let there = folder.ancestors().find(|above| above.exists());
+    let there = there.unwrap_or(std::path::Path::new("/"));
+    let wrong = |why: &dyn Display| {
+        Error::invalid(format!(
+            "{}: files cannot be made in {}: {why}",
+            folder.display(),
+            there.display()
+        ))
+    };
+    if !there.is_dir() {
+        return Err(wrong(&"it is a file"));
+    }
+    let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(there, wanted).map_err(|e| wrong(&std::io::Error::from(e)))?;
+    Ok(there.to_owned())
+}
+
 /// An error of a store, with the place where it happened.
 pub fn failed(place: impl Display, error: &object_store::Error) -> Error {
     let kind = match error {
@@ -194,5 +229,14 @@ mod tests {
     fn an_unknown_scheme_is_refused_with_what_to_write() {
         let error = open("gs://bucket/x").unwrap_err().to_string();
         assert!(error.contains("write s3://bucket/path"), "{error}");
+    }
+
+    #[test]
+    fn files_can_be_made_below_folders_only() {
+        let there = std::env::temp_dir();
+        assert_eq!(writable(&there.join("essaim-none/a/b")).unwrap(), there);
+        let file = std::env::current_exe().unwrap();
+        let error = writable(&file.join("out")).unwrap_err().to_string();
+        assert!(error.ends_with("it is a file"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! The tables that a job declares: `CREATE EXTERNAL TABLE … STORED AS <connector>` becomes one of these.
 
+use crate::check::{Finding, Incoming};
 use crate::connector::{Connector, ConnectorTable, ScanRequest, Sink, Split, TableSpec};
 use crate::error::Error;
 use crate::options::Options;
@@ -59,6 +60,28 @@ impl Table {
     /// The connector's name.
     pub fn connector(&self) -> &'static str {
         self.connector
+    }
+
+    /// What the source finds before anybody reads it.
+    ///
+    /// # Errors
+    /// The server is out of reach, or refuses to answer.
+    pub async fn source_findings(&self) -> Result<Vec<Finding>, Error> {
+        match &self.table.source {
+            Some(source) => source.findings(self.unbounded).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// What the sink finds before anybody writes to it.
+    ///
+    /// # Errors
+    /// The server is out of reach, or refuses to answer.
+    pub async fn sink_findings(&self, incoming: &Incoming<'_>) -> Result<Vec<Finding>, Error> {
+        match &self.table.sink {
+            Some(sink) => sink.findings(incoming).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The same open table with the columns of an INSERT.
@@ -260,6 +283,33 @@ impl TableProvider for Table {
     }
 }
 
+/// What a declaration says of one of its locations, variables filled in.
+///
+/// # Errors
+/// A variable that is not set.
+pub fn spec(command: &CreateExternalTable, location: &str) -> Result<TableSpec, Error> {
+    let name = command.name.table().to_owned();
+    let declared: SchemaRef = Arc::clone(command.schema.inner());
+    let primary_key = command
+        .constraints
+        .iter()
+        .filter_map(|constraint| match constraint {
+            Constraint::PrimaryKey(columns) => Some(columns),
+            Constraint::Unique(_) => None,
+        })
+        .flatten()
+        .map(|index| declared.field(*index).name().clone())
+        .collect();
+    Ok(TableSpec {
+        schema: (!declared.fields().is_empty()).then_some(declared),
+        location: Secret::expand(location)?,
+        options: Options::new(&name, &command.options)?,
+        primary_key,
+        unbounded: command.unbounded,
+        name,
+    })
+}
+
 /// Makes tables of one connector.
 #[derive(Debug)]
 pub struct TableFactory(pub Arc<dyn Connector>);
@@ -272,7 +322,6 @@ impl TableProviderFactory for TableFactory {
         command: &CreateExternalTable,
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
-        let declared: SchemaRef = Arc::clone(command.schema.inner());
         let named = |error: Error| {
             let place = format!("table {name}");
             // What comes from its options names the table already.
@@ -285,24 +334,7 @@ impl TableProviderFactory for TableFactory {
         let [location] = command.locations.as_slice() else {
             return Err(named(Error::invalid("LOCATION takes one text")).into());
         };
-        let primary_key = command
-            .constraints
-            .iter()
-            .filter_map(|constraint| match constraint {
-                Constraint::PrimaryKey(columns) => Some(columns),
-                Constraint::Unique(_) => None,
-            })
-            .flatten()
-            .map(|index| declared.field(*index).name().clone())
-            .collect();
-        let spec = TableSpec {
-            name: name.clone(),
-            schema: (!declared.fields().is_empty()).then(|| Arc::clone(&declared)),
-            location: Secret::expand(location).map_err(named)?,
-            options: Options::new(&name, &command.options)?,
-            primary_key,
-            unbounded: command.unbounded,
-        };
+        let spec = spec(command, location).map_err(named)?;
         let table = self.0.table(spec).await.map_err(named)?;
         let is_stream = table.source.as_ref().is_some_and(|s| s.stream().is_some());
         if command.unbounded && !is_stream {

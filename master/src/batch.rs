@@ -1,74 +1,35 @@
 //! Runs a job: a batch job's statements in order, each INSERT to its commit; a streaming job by [`stream`].
 
 use crate::Shared;
+use crate::check::walk::Walk;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobKind, JobState};
 use crate::jobs::queue::Turn;
-use crate::plan::{Execution, Planner, Purpose, Query, parse, purpose};
+use crate::plan::{Planner, Purpose, Query, parse, purpose};
 use crate::run;
 use crate::stream::{self, End};
-use datafusion::common::TableReference;
 use datafusion::sql::parser::Statement;
 use essaim_common::scope::JobScope;
 use essaim_common::{Error, ErrorKind, Result};
 use futures::TryStreamExt;
-use std::collections::HashSet;
 use std::sync::Arc;
 use tracing::Instrument;
 
 /// Checks a job before it is taken: syntax, tables, columns, types, and that it writes something. Tells how it runs.
 ///
 /// # Errors
-/// What is wrong, and where.
+/// The first thing that is wrong, and where.
 pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> Result<JobKind> {
     let statements = parse(sql)?;
-    let scope = JobScope::new("check", 0, shared.registry.slots());
-    let mut planner = planner(shared, &scope);
-    let mut written: HashSet<TableReference> = HashSet::new();
-    let mut kinds: Vec<JobKind> = Vec::new();
+    let mut walk = Walk::new(shared);
     let outcome = async {
         for statement in statements {
-            match purpose(&statement) {
-                Purpose::Setup => planner.set_up(statement).await?,
-                Purpose::Insert => {
-                    // What reads a table that the job itself makes can only be planned once it is there.
-                    let read = planner.tables_read(&statement)?;
-                    if read.iter().any(|table| written.contains(table)) {
-                        continue;
-                    }
-                    let query = planner.query(statement).await?;
-                    kinds.push(match &query.execution {
-                        Execution::Stream(plan) => {
-                            stream::check(&planner, query.logical.clone(), plan).await?;
-                            JobKind::Streaming
-                        }
-                        _ => JobKind::Batch,
-                    });
-                    written.extend(query.sink.map(TableReference::from));
-                }
-                Purpose::Rows => {
-                    return Err(Error::invalid(format!(
-                        "a job writes to tables, and this statement only yields rows: {statement}. Run it with `essaim sql`"
-                    )));
-                }
-            }
+            walk.statement(statement).await?;
         }
-        if written.is_empty() {
-            return Err(Error::invalid(
-                "the job has no INSERT, so it would do nothing: write INSERT INTO a table STORED AS POSTGRES, KAFKA, PARQUET, …",
-            ));
-        }
-        let streams = kinds.iter().filter(|kind| **kind == JobKind::Streaming);
-        match streams.count() {
-            0 => Ok(JobKind::Batch),
-            count if count == kinds.len() => Ok(JobKind::Streaming),
-            _ => Err(Error::invalid(
-                "some INSERTs of the job read UNBOUNDED tables and some do not: a streaming job never comes to the others' end; submit these as a job of their own, before it",
-            )),
-        }
+        walk.kind()
     }
     .await;
-    scope.release().await;
+    walk.end().await;
     outcome
 }
 

@@ -5,6 +5,8 @@
 
 pub mod api;
 mod batch;
+mod check;
+mod doctor;
 pub mod events;
 pub mod jobs;
 mod metrics;
@@ -41,7 +43,6 @@ use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::util::MapResponseLayer;
 
 /// Submitted batch jobs that run at a time, and as many queries of clients; each holds connections of its own. The others
 /// stay queued.
@@ -151,7 +152,7 @@ impl Master {
             runtime: session::runtime(config.memory_bytes)?,
             job_queue: Queue::new(MAX_RUNNING),
             query_queue: Queue::new(MAX_RUNNING),
-            grpc_errors: GrpcErrors::default(),
+            grpc_errors: gate.grpc_errors().clone(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
@@ -243,13 +244,8 @@ async fn serve_grpc(
         }
     };
     let cluster = ClusterService(Arc::clone(&shared.registry));
-    let errors = shared.grpc_errors.clone();
     let server = gate
         .grpc()
-        .layer(MapResponseLayer::new(move |answer| {
-            errors.look(&answer);
-            answer
-        }))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(ClusterServer::new(cluster))

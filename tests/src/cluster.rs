@@ -430,9 +430,23 @@ impl Cluster {
         slots: usize,
         memory: &str,
     ) -> Result<usize> {
+        self.start_worker_with(&["--master", master], slots, memory)
+            .await
+    }
+
+    /// As [`Self::start_worker`], with these flags, `--master` among them.
+    ///
+    /// # Errors
+    /// As [`Self::start_worker`].
+    pub async fn start_worker_with(
+        &mut self,
+        flags: &[&str],
+        slots: usize,
+        memory: &str,
+    ) -> Result<usize> {
         let mut command = self.command("worker")?;
         command
-            .args(["--master", master])
+            .args(flags)
             .args(["--listen", "127.0.0.1:0"])
             .args(["--http", "127.0.0.1:0"])
             .args(["--slots", &slots.to_string()])

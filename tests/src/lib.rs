@@ -7,6 +7,7 @@ pub mod broker;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod kafka;
 pub mod load;
 pub mod postgres;

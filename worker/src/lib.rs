@@ -3,9 +3,11 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod exchange;
 mod http;
 mod membership;
 mod metrics;
+mod probe;
 mod tasks;
 
 use crate::http::Page;
@@ -15,7 +17,6 @@ use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use essaim_common::broadcast::Broadcasts;
-use essaim_common::metrics::GrpcErrors;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
@@ -29,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
-use tower::util::MapResponseLayer;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -77,6 +78,7 @@ pub struct Worker {
     stop: CancellationToken,
     server: JoinHandle<()>,
     http: Option<JoinHandle<()>>,
+    _forget_exchanges: AbortOnDropHandle<()>,
 }
 
 impl Worker {
@@ -88,6 +90,7 @@ impl Worker {
         let secret = ClusterSecret::unknown();
         let gate = Gate::open(&config.security, Some(secret.clone()))?;
         let peers = Peers::new(&config.security.identity, secret.clone())?;
+        let probed = peers.clone();
         let (listener, address) = bind("--listen", config.listen).await?;
         gate.check(address, true)?;
         let http = match config.http {
@@ -123,21 +126,23 @@ impl Worker {
         .with_runtime_env(Arc::clone(&runtime))
         .with_max_message_size(MAX_MESSAGE_BYTES / 4)
         .with_version(essaim_proto::VERSION.as_str());
+        let forget_exchanges = tokio::spawn(exchange::forget_ended(exchange.clone()));
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
         let broadcasts = state.config().get_extension();
         let counts = Arc::<TaskCounts>::default();
-        let service = TaskService::new(state, gauge.clone(), Arc::clone(&counts));
+        let id = membership::new_id();
+        let service = TaskService::new(
+            id.clone(),
+            probed,
+            state,
+            gauge.clone(),
+            Arc::clone(&counts),
+        );
         let stop = CancellationToken::new();
-        let grpc_errors = GrpcErrors::default();
-        let errors = grpc_errors.clone();
         let server = gate
             .grpc()
-            .layer(MapResponseLayer::new(move |answer| {
-                errors.look(&answer);
-                answer
-            }))
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -157,8 +162,14 @@ impl Worker {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
-        let membership =
-            Membership::start(&config, address, gauge.clone(), Arc::clone(&runtime), secret)?;
+        let membership = Membership::start(
+            id,
+            &config,
+            address,
+            gauge.clone(),
+            Arc::clone(&runtime),
+            secret,
+        )?;
         let http_address = http.as_ref().map(|(_, address)| *address);
         let http = http.map(|(listener, _)| {
             let page = Page {
@@ -166,7 +177,7 @@ impl Worker {
                 gauge: gauge.clone(),
                 slots: config.slots,
                 counts,
-                grpc_errors,
+                grpc_errors: gate.grpc_errors().clone(),
                 lease: membership.lease(),
                 broadcasts: broadcasts.unwrap_or_default(),
             };
@@ -180,6 +191,7 @@ impl Worker {
             stop,
             server,
             http,
+            _forget_exchanges: AbortOnDropHandle::new(forget_exchanges),
         })
     }
 

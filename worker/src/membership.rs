@@ -60,8 +60,14 @@ impl Lease {
     }
 }
 
+/// An id that no other worker has, and no earlier start of this one.
+pub(crate) fn new_id() -> String {
+    format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}
+
 impl Membership {
     pub(crate) fn start(
+        id: String,
         config: &WorkerConfig,
         address: SocketAddr,
         gauge: Gauge,
@@ -78,7 +84,6 @@ impl Membership {
         let released = CancellationToken::new();
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
-        let id = format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let lease = Arc::new(Lease {
             worker: id.clone(),
             registered: AtomicBool::new(false),
@@ -163,7 +168,7 @@ impl Member {
         let mut failures = 0;
         while !self.leave.is_cancelled() {
             let outcome = tokio::select! {
-                outcome = self.one_lease(&mut back_off) => outcome,
+                outcome = self.one_lease(&mut back_off, &mut failures) => outcome,
                 () = self.leave.cancelled() => break,
             };
             self.lease.registered.store(false, Ordering::Relaxed);
@@ -174,8 +179,6 @@ impl Member {
                 if self.drain.is_cancelled() && failures >= MASTER_GONE {
                     self.released.cancel();
                 }
-            } else {
-                failures = 0;
             }
             tokio::select! {
                 () = tokio::time::sleep(back_off) => {}
@@ -210,7 +213,7 @@ impl Member {
     }
 
     /// Registers and renews until the lease is lost.
-    async fn one_lease(&self, back_off: &mut Duration) -> Result<()> {
+    async fn one_lease(&self, back_off: &mut Duration, failures: &mut usize) -> Result<()> {
         let mut client = self.client().await?;
         // A master that has the address may call before its answer is here.
         let registering = self.secret.registering();
@@ -232,6 +235,7 @@ impl Member {
         tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, version = %VERSION, master_version = %lease.version, "registered");
         self.lease.registered.store(true, Ordering::Relaxed);
         *back_off = FIRST_BACK_OFF;
+        *failures = 0;
         let period = Duration::from_millis(lease.heartbeat_ms.max(10));
         let mut announced_drain = false;
         loop {

@@ -12,11 +12,13 @@ use essaim_common::ipc::{self, Decoder};
 use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
+use essaim_common::net::Peers;
 use essaim_common::{Error, Result};
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1;
 use essaim_proto::v1::{
-    DropBroadcastsRequest, DropBroadcastsResponse, PutBroadcastRequest, PutBroadcastResponse,
+    DropBroadcastsRequest, DropBroadcastsResponse, ProbeRequest, ProbeResponse,
+    PutBroadcastRequest, PutBroadcastResponse,
     RunRequest, RunResponse, TaskDone, TaskProgress, run_response::Part,
 };
 use futures::stream::BoxStream;
@@ -26,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::task::unconstrained;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
@@ -152,14 +155,26 @@ fn task_span(request: &RunRequest) -> Span {
 
 /// The gRPC service.
 pub(crate) struct TaskService {
+    /// The worker's.
+    id: String,
+    /// The way to the other workers.
+    peers: Peers,
     state: SessionState,
     gauge: Gauge,
     counts: Arc<TaskCounts>,
 }
 
 impl TaskService {
-    pub(crate) fn new(state: SessionState, gauge: Gauge, counts: Arc<TaskCounts>) -> Self {
+    pub(crate) fn new(
+        id: String,
+        peers: Peers,
+        state: SessionState,
+        gauge: Gauge,
+        counts: Arc<TaskCounts>,
+    ) -> Self {
         Self {
+            id,
+            peers,
             state,
             gauge,
             counts,
@@ -283,7 +298,8 @@ fn respond(
                         return Some((Ok(told), Answer::Last(Box::new(last))));
                     }
                 },
-                _ = ticks.tick() => Part::Progress(running.progress()),
+                // Rows that are always ready use up the budget of every poll: the clock must not need any of it.
+                _ = unconstrained(ticks.tick()) => Part::Progress(running.progress()),
             };
             let next = Answer::Rows(chunks, ticks, running);
             Some((Ok(response(part)), next))
@@ -450,5 +466,14 @@ impl Tasks for TaskService {
             broadcasts.drop_key(&key);
         }
         Ok(Response::new(DropBroadcastsResponse {}))
+    }
+
+    async fn probe(
+        &self,
+        request: Request<ProbeRequest>,
+    ) -> Result<Response<ProbeResponse>, Status> {
+        let runtime = Arc::clone(self.state.runtime_env());
+        let answer = crate::probe::probe(&self.id, &self.peers, &runtime, request.into_inner()).await;
+        Ok(Response::new(answer))
     }
 }

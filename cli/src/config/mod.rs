@@ -20,7 +20,13 @@ use std::path::PathBuf;
 /// What our variables begin with.
 const PREFIX: &str = "ESSAIM_";
 /// Variables of ours that are no setting of a command.
-const OTHERS: [&str; 3] = ["ESSAIM_CACHE", "ESSAIM_CONFIG", "ESSAIM_LOG"];
+const OTHERS: [&str; 5] = [
+    "ESSAIM_CACHE",
+    "ESSAIM_CONFIG",
+    "ESSAIM_LOG",
+    "ESSAIM_TOKEN",
+    "ESSAIM_TOKENS",
+];
 /// What the names begin with of variables that others choose: values for jobs, and what tests need.
 const FREE: [&str; 2] = ["ESSAIM_TEST_", "ESSAIM_VAR_"];
 /// Subcommands that take nothing from file or environment: they bring their own cluster along.

@@ -102,8 +102,8 @@ fn what_is_unknown_is_an_error_with_a_suggestion() {
         ),
         ("colour = 1\n", "1: the key colour stands before any table"),
         (
-            "[cluster]\n",
-            "1: unknown table [cluster]: there are [master], [worker] and [client]",
+            "[zookeeper]\n",
+            "1: unknown table [zookeeper]: there are [master], [worker] and [client]",
         ),
         ("worker = 4\n", "1: worker is a table: write [worker]"),
         ("[master]\nhelp = true\n", "2: unknown key help in [master]"),

@@ -1,6 +1,7 @@
 //! What stands before all listeners of a process: TLS, who may pass, limits. One of them for gRPC and for HTTP.
 
 use crate::error::{Error, Result};
+use crate::metrics::GrpcErrors;
 use crate::net::access::{Access, Refusal};
 use crate::net::listener::{self, Connection, FIRST_REQUEST, Peer};
 use crate::net::rpcs;
@@ -39,6 +40,7 @@ pub struct Gate {
     http1: Option<Arc<ServerConfig>>,
     limits: Limits,
     security: Arc<Security>,
+    grpc_errors: GrpcErrors,
 }
 
 impl std::fmt::Debug for Gate {
@@ -59,6 +61,7 @@ impl Gate {
             http1: tls::server(security, Inside::Http1)?,
             limits: within_files(security.limits),
             security: Arc::new(security.clone()),
+            grpc_errors: GrpcErrors::default(),
         })
     }
 
@@ -102,6 +105,11 @@ impl Gate {
         Ok(())
     }
 
+    /// Calls that were answered with an error, by the gate or behind it.
+    pub fn grpc_errors(&self) -> &GrpcErrors {
+        &self.grpc_errors
+    }
+
     /// A gRPC server with limits, which asks about every call. Its connections come from [`Self::incoming`].
     pub fn grpc(
         &self,
@@ -111,7 +119,7 @@ impl Gate {
             .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER))
             .max_concurrent_streams(STREAMS)
             .http2_max_header_list_size(HEADER_BYTES)
-            .layer(AccessLayer(self.access.clone()))
+            .layer(AccessLayer(self.access.clone(), self.grpc_errors.clone()))
     }
 
     /// The connections of a gRPC listener.
@@ -167,7 +175,7 @@ fn within_files(limits: Limits) -> Limits {
 
 /// Asks about every call before a service sees it.
 #[derive(Debug, Clone)]
-pub struct AccessLayer(Access);
+pub struct AccessLayer(Access, GrpcErrors);
 
 impl<S> Layer<S> for AccessLayer {
     type Service = Guarded<S>;
@@ -175,6 +183,7 @@ impl<S> Layer<S> for AccessLayer {
     fn layer(&self, inner: S) -> Guarded<S> {
         Guarded {
             access: self.0.clone(),
+            errors: self.1.clone(),
             inner,
         }
     }
@@ -184,6 +193,7 @@ impl<S> Layer<S> for AccessLayer {
 #[derive(Debug, Clone)]
 pub struct Guarded<S> {
     access: Access,
+    errors: GrpcErrors,
     inner: S,
 }
 
@@ -201,7 +211,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let access = self.access.clone();
+        let (access, errors) = (self.access.clone(), self.errors.clone());
         // The one that is ready goes with the call, its clone stays.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
@@ -213,10 +223,12 @@ where
             let admitted = access
                 .admit(rpcs::rpc(path), path, request.headers(), peer)
                 .await;
-            match admitted {
-                Ok(()) => inner.call(request).await,
-                Err(refusal) => Ok(status(refusal).into_http()),
-            }
+            let answer = match admitted {
+                Ok(()) => inner.call(request).await?,
+                Err(refusal) => status(refusal).into_http(),
+            };
+            errors.look(&answer);
+            Ok(answer)
         })
     }
 }

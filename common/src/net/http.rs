@@ -6,7 +6,7 @@ use crate::net::listener::{Connection, Peer};
 use crate::net::rpcs;
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ACCEPT, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{Request, Response, StatusCode};
 use axum::response::{IntoResponse, Json};
 use futures::StreamExt;
@@ -30,9 +30,12 @@ const HEADER_COUNT: usize = 64;
 /// The body of a request, in bytes.
 const BODY_BYTES: usize = 1 << 20;
 
-/// Browsers ask for a password, which is the token; the user name does not matter.
-const CHALLENGE: &str =
+/// Browsers that open an address ask for a password, which is the token; the user name does not matter.
+const BROWSER_CHALLENGE: &str =
     "Basic realm=\"Essaim: any user name, a token as the password\", charset=\"UTF-8\"";
+
+/// Scripts and programs are told what to send. Ours ask for the token in a form, over which no dialog shall open.
+const CHALLENGE: &str = "Bearer realm=\"Essaim\"";
 
 /// Serves `router` until `stop`, and then what is under way until it has ended. The pages that [`rpcs::page`] does not
 /// name open need a token with the role *read* if the gate has tokens.
@@ -100,6 +103,11 @@ async fn answer(
 ) -> Response<Body> {
     let path = request.uri().path();
     let needs = rpcs::page(request.method(), path);
+    let opened = request
+        .headers()
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"));
     let admitted = gate
         .access()
         .admit(needs, path, request.headers(), peer)
@@ -112,7 +120,7 @@ async fn answer(
                 Err(never) => match never {},
             }
         }
-        Err(refusal) => refuse(&refusal),
+        Err(refusal) => refuse(&refusal, opened),
     };
     // A page is no part of another site's, and is what its type says.
     for (name, value) in [
@@ -129,11 +137,13 @@ async fn answer(
     response
 }
 
-fn refuse(refusal: &Refusal) -> Response<Body> {
+/// What is answered instead; `opened` if a browser opens the address to show it.
+fn refuse(refusal: &Refusal, opened: bool) -> Response<Body> {
     let error = Json(serde_json::json!({ "error": refusal.message() }));
     match refusal {
         Refusal::Unauthenticated(_) => {
-            let challenge = [(WWW_AUTHENTICATE, CHALLENGE)];
+            let challenge = if opened { BROWSER_CHALLENGE } else { CHALLENGE };
+            let challenge = [(WWW_AUTHENTICATE, challenge)];
             (StatusCode::UNAUTHORIZED, challenge, error).into_response()
         }
         Refusal::Forbidden(_) => (StatusCode::FORBIDDEN, error).into_response(),

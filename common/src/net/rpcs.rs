@@ -22,6 +22,9 @@ const RPCS: &[(&str, Needs)] = &[
     ("/essaim.v1.Jobs/Cancel", Needs::Role(Role::Submit)),
     ("/essaim.v1.Jobs/Stop", Needs::Role(Role::Submit)),
     ("/essaim.v1.Jobs/Query", Needs::Role(Role::Submit)),
+    // They open connections and read variables as a job does.
+    ("/essaim.v1.Jobs/Check", Needs::Role(Role::Submit)),
+    ("/essaim.v1.Jobs/Doctor", Needs::Role(Role::Submit)),
     ("/essaim.v1.Jobs/List", Needs::Role(Role::Read)),
     ("/essaim.v1.Jobs/Get", Needs::Role(Role::Read)),
     ("/essaim.v1.Jobs/Epochs", Needs::Role(Role::Read)),
@@ -32,6 +35,7 @@ const RPCS: &[(&str, Needs)] = &[
     ("/essaim.v1.Tasks/Run", Needs::Secret),
     ("/essaim.v1.Tasks/PutBroadcast", Needs::Secret),
     ("/essaim.v1.Tasks/DropBroadcasts", Needs::Secret),
+    ("/essaim.v1.Tasks/Probe", Needs::Secret),
     // datafusion-distributed's, between workers and from the master.
     ("/worker.WorkerService/CoordinatorChannel", Needs::Secret),
     ("/worker.WorkerService/ExecuteTask", Needs::Secret),
@@ -53,11 +57,16 @@ pub fn rpc(path: &str) -> Needs {
         .map_or(Needs::Unlisted, |(_, needs)| *needs)
 }
 
-/// What a page needs. Probes are open; whatever is only read needs the role for it.
+/// What a page needs. Probes are open, and so are the status pages and their files, which hold nothing of the cluster:
+/// they ask the API for it and their reader for a token. Whatever else is only read needs the role for it.
 pub fn page(method: &Method, path: &str) -> Needs {
+    const PAGES: [&str; 3] = ["/jobs/", "/workers/", "/assets/"];
+    let reads = method == Method::GET || method == Method::HEAD;
     match path {
         "/healthz" | "/readyz" => Needs::Nothing,
-        _ if method == Method::GET || method == Method::HEAD => Needs::Role(Role::Read),
+        "/" | "/jobs" | "/workers" if reads => Needs::Nothing,
+        _ if reads && PAGES.iter().any(|page| path.starts_with(page)) => Needs::Nothing,
+        _ if reads => Needs::Role(Role::Read),
         _ => Needs::Role(Role::Submit),
     }
 }
@@ -96,9 +105,27 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_for_readers_and_probes_for_everyone() {
+    fn what_is_known_of_the_cluster_is_for_readers() {
         let get = |path| page(&Method::GET, path);
-        assert_eq!(get("/healthz"), Needs::Nothing);
+        for open in [
+            "/healthz",
+            "/readyz",
+            "/",
+            "/jobs",
+            "/jobs/7",
+            "/assets/app.js",
+        ] {
+            assert_eq!(get(open), Needs::Nothing, "{open}");
+        }
+        for read in [
+            "/metrics",
+            "/api/v1/updates",
+            "/api/jobs/",
+            "/jobsx",
+            "//jobs/",
+        ] {
+            assert_eq!(get(read), Needs::Role(Role::Read), "{read}");
+        }
         assert_eq!(get("/healthz/"), Needs::Role(Role::Read));
         assert_eq!(get("/api/v1/jobs"), Needs::Role(Role::Read));
         assert_eq!(

@@ -2,6 +2,8 @@
 
 use crate::Shared;
 use crate::batch;
+use crate::check;
+use crate::doctor;
 use crate::jobs::Submission;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobState, MAX_EPOCHS_KEPT};
@@ -118,6 +120,16 @@ impl Jobs for JobsService {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Self::WatchStream> {
         let job = self.find(&request.into_inner().job_id)?;
         Ok(Response::new(watch(job).map(Ok).boxed()))
+    }
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Answer<v1::CheckResponse> {
+        let sql = request.into_inner().sql;
+        Ok(Response::new(check::check(&self.0, &sql).await))
+    }
+
+    async fn doctor(&self, request: Request<v1::DoctorRequest>) -> Answer<v1::DoctorResponse> {
+        let request = request.into_inner();
+        Ok(Response::new(doctor::examine(&self.0, request).await?))
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Answer<Self::QueryStream> {

@@ -83,6 +83,11 @@ impl StateDir {
         Ok(dir)
     }
 
+    /// The folder, if it is one of this machine.
+    pub fn folder(&self) -> Option<&FilePath> {
+        self.local.as_deref()
+    }
+
     /// Its URL or path, as it was given: it may hold a password.
     pub fn url(&self) -> &str {
         &self.url

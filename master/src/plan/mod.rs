@@ -7,12 +7,15 @@ pub mod exchange;
 pub mod explain;
 pub(crate) mod shape;
 pub mod stage;
+mod text;
 pub mod windows;
 
 use crate::plan::cut::Cut;
 use crate::plan::windows::WindowAnalyzer;
 use crate::plan::windows::expand::ExpandWindows;
+pub use crate::plan::text::{MAX_SQL_BYTES, Placed, parse, statements};
 use crate::registry::Registry;
+use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
@@ -24,9 +27,8 @@ use datafusion::logical_expr::{
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{self, Statement as SqlStatement};
-use datafusion::sql::sqlparser::dialect::GenericDialect;
 use essaim_common::connector::METADATA_KEY;
 use essaim_common::scope::JobScope;
 use essaim_common::session::{self, Settings};
@@ -36,31 +38,6 @@ use essaim_common::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The longest SQL text that is taken, in bytes.
-pub const MAX_SQL_BYTES: usize = 1 << 20;
-/// How deep expressions may nest.
-const RECURSION_LIMIT: usize = 128;
-
-/// The statements of a text.
-///
-/// # Errors
-/// A syntax error with its line and column, or a text that is too long.
-pub fn parse(sql: &str) -> Result<Vec<Statement>> {
-    if sql.len() > MAX_SQL_BYTES {
-        return Err(Error::invalid(format!(
-            "the SQL text has {} bytes, at most {MAX_SQL_BYTES} are taken",
-            sql.len()
-        )));
-    }
-    let statements = DFParserBuilder::new(sql)
-        .with_dialect(&GenericDialect {})
-        .with_recursion_limit(RECURSION_LIMIT)
-        .build()
-        .and_then(|mut parser| parser.parse_statements())
-        .map_err(|e| Error::invalid(e.strip_backtrace()))?;
-    Ok(statements.into())
-}
 
 /// What a statement is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,6 +259,31 @@ impl Planner {
             _ => return Ok(Vec::new()),
         };
         Ok(self.ctx.state().resolve_table_references(&rows)?)
+    }
+
+    /// What a `CREATE EXTERNAL TABLE` says; `None` for any other statement. Nobody is asked.
+    ///
+    /// # Errors
+    /// A declaration that means nothing.
+    pub async fn declaration(
+        &self,
+        statement: Statement,
+    ) -> Result<Option<Box<CreateExternalTable>>> {
+        if !matches!(statement, Statement::CreateExternalTable(_)) {
+            return Ok(None);
+        }
+        match self.logical(statement).await? {
+            LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table)) => {
+                self.check_connector(&table)?;
+                Ok(Some(table))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A table or view of the session.
+    pub async fn table(&self, name: TableReference) -> Option<Arc<dyn TableProvider>> {
+        self.ctx.table_provider(name).await.ok()
     }
 
     /// Plans a statement that yields rows or writes them.

@@ -112,8 +112,8 @@ async fn an_exchange_gathers_a_slot_of_each_worker_that_stays() {
     assert_eq!(registry.gather("y", 1).await.unwrap().len(), 1);
 }
 
-#[test]
-fn another_version_is_welcome_and_another_protocol_refused_by_name() {
+#[tokio::test]
+async fn another_version_is_welcome_and_another_protocol_refused_by_name() {
     let registry = empty();
     let newer = RegisterRequest {
         version: "9.9.9".to_owned(),

@@ -83,7 +83,7 @@ async fn plan_insert(
     Ok((insert, planned, sink))
 }
 
-/// Checks a streaming INSERT before its job is taken.
+/// Checks a streaming INSERT before its job is taken. Returns what each epoch would run for it.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -91,9 +91,10 @@ pub(crate) async fn check(
     planner: &Planner,
     logical: LogicalPlan,
     physical: &Arc<dyn ExecutionPlan>,
-) -> Result<()> {
+) -> Result<PlannedInsert> {
     trigger(&planner.settings())?;
-    plan_insert(planner, 0, logical, physical).await.map(|_| ())
+    let (_, planned, _) = plan_insert(planner, 0, logical, physical).await?;
+    Ok(planned)
 }
 
 /// How a streaming INSERT would run, for EXPLAIN: `[plan_type, plan]`.

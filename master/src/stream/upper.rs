@@ -50,6 +50,8 @@ pub struct Operator {
     pub id: String,
     /// What its state means: a job whose operators say something else cannot go on with it.
     pub meaning: String,
+    /// Whether nothing ever closes what it keeps, so that its state grows with every new key.
+    pub grows: bool,
 }
 
 /// Makes the upper half of one INSERT.
@@ -264,6 +266,7 @@ impl<'a> UpperBuilder<'a> {
         self.operators.push(Operator {
             id: op.clone(),
             meaning: meaning(aggregate),
+            grows: self.grows(aggregate, dedup.as_ref(), times.is_some()),
         });
         if let Some(dedup) = dedup {
             let options = DedupOptions {
@@ -374,6 +377,20 @@ impl<'a> UpperBuilder<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether an aggregate keeps every key that it has ever seen.
+    fn grows(&self, aggregate: &AggregateExec, dedup: Option<&Dedup>, is_window: bool) -> bool {
+        let is_timed = self.sources.values().all(|s| s.options().event_time.is_some());
+        let by_watermark = match dedup {
+            Some(dedup) => dedup.event_time.is_some(),
+            None => is_window,
+        };
+        let is_closed = by_watermark && is_timed;
+        let is_grouped = !aggregate.group_expr().expr().is_empty();
+        // The time to live is for groups that no window closes.
+        let is_forgotten = !is_window && self.settings.state_ttl_ms.is_some();
+        is_grouped && !is_closed && !is_forgotten
     }
 
     /// How an aggregate that only tells first rows apart does so; `None` for others.

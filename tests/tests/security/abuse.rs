@@ -50,7 +50,7 @@ async fn send_gigabyte(mut link: Link, base: &str, path: &str) -> Result<(Code, 
     let sent = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&sent);
     let chunks = futures::stream::once(async move { Bytes::from(prefix) })
-        .chain(futures::stream::repeat_n(chunk, 1 << 10))
+        .chain(futures::stream::repeat(chunk).take(1 << 10))
         .map(move |bytes| {
             counted.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok::<_, Status>(http_body::Frame::data(bytes))
@@ -84,6 +84,7 @@ async fn a_message_of_a_gigabyte_is_refused_and_takes_no_memory() -> Result<()> 
         version: essaim_proto::VERSION.to_owned(),
         slots: 1,
         memory_bytes: 1,
+        protocol: essaim_proto::PROTOCOL,
     };
     let secret = workers.register(request).await?.into_inner().secret;
     let (master, worker) = (cluster.grpc, cluster.workers[0].1);
@@ -207,7 +208,8 @@ async fn random_bytes_into_all_ports_break_nothing() -> Result<()> {
         let identity = cluster.identity();
         let tls = (guard == Guard::MutualTls).then_some(&identity);
         let mut random = StdRng::seed_from_u64(seed);
-        for address in [cluster.grpc, cluster.http, cluster.workers[0].1] {
+        let (_, worker, worker_http) = &cluster.workers[0];
+        for address in [cluster.grpc, cluster.http, *worker, *worker_http] {
             for round in 0..24 {
                 let mut bytes: Vec<u8> = match round % 4 {
                     0 => Vec::new(),

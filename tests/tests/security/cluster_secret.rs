@@ -22,6 +22,7 @@ async fn secret_of(master: &str) -> Result<String> {
         version: VERSION.to_owned(),
         slots: 1,
         memory_bytes: 1,
+        protocol: essaim_proto::PROTOCOL,
     };
     Ok(workers.register(request).await?.into_inner().secret)
 }

@@ -48,7 +48,16 @@ pub struct Guarded {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     pub master: Process,
-    pub workers: Vec<(Process, SocketAddr)>,
+    /// Each with its addresses: gRPC, HTTP.
+    pub workers: Vec<(Process, SocketAddr, SocketAddr)>,
+}
+
+/// What a server announces: where it serves gRPC and HTTP.
+fn addresses(line: &str) -> Result<(SocketAddr, SocketAddr)> {
+    line.strip_prefix("listening on grpc ")
+        .and_then(|rest| rest.split_once(" http "))
+        .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
+        .with_context(|| format!("a server's first line is {line:?}"))
 }
 
 fn write(path: &Path, text: &str) -> Result<PathBuf> {
@@ -109,12 +118,7 @@ impl Guarded {
             tls(&mut command, &authority, &server);
         }
         let mut master = Process::spawn("master", command, &dir)?;
-        let line = master.first_line().await?;
-        let (grpc, http) = line
-            .strip_prefix("listening on grpc ")
-            .and_then(|rest| rest.split_once(" http "))
-            .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))
-            .with_context(|| format!("the master's first line is {line:?}"))?;
+        let (grpc, http) = addresses(&master.first_line().await?)?;
         write(&dir.join("worker-token"), WORKER)?;
         let mut cluster = Self {
             dir,
@@ -153,18 +157,18 @@ impl Guarded {
                 "--memory",
                 "768MiB",
             ])
+            .args(["--http", "127.0.0.1:0"])
+            // For its pages.
+            .arg("--tokens")
+            .arg(self.dir.join("tokens"))
             .arg("--token-file")
             .arg(self.dir.join("worker-token"));
         if self.guard == Guard::MutualTls {
             tls(&mut command, &self.authority, &self.server);
         }
         let mut process = Process::spawn(&name, command, &self.dir)?;
-        let line = process.first_line().await?;
-        let address = line
-            .strip_prefix("listening on ")
-            .and_then(|rest| rest.trim().parse().ok())
-            .with_context(|| format!("the worker's first line is {line:?}"))?;
-        self.workers.push((process, address));
+        let (grpc, http) = addresses(&process.first_line().await?)?;
+        self.workers.push((process, grpc, http));
         Ok(())
     }
 

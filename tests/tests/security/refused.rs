@@ -77,6 +77,7 @@ async fn a_token_opens_what_its_role_is_for_and_nothing_else() -> Result<()> {
         version: VERSION.to_owned(),
         slots: 1,
         memory_bytes: 1,
+        protocol: essaim_proto::PROTOCOL,
     });
     assert_eq!(refusal(register.await)?.code(), PermissionDenied);
 
@@ -120,7 +121,7 @@ async fn pages_ask_for_a_token_as_browsers_know_it() -> Result<()> {
     for page in [
         "/api/v1/cluster",
         "/api/v1/jobs",
-        "/",
+        "/api/v1/updates",
         "/metrics",
         "/nothing",
         "/healthz/x",
@@ -135,10 +136,21 @@ async fn pages_ask_for_a_token_as_browsers_know_it() -> Result<()> {
     assert_eq!(cluster.get("/readyz", "").await?.0, 503);
     assert_eq!(cluster.get("/api/v1/jobs", READ).await?.0, 200);
     assert_eq!(cluster.get("/api/v1/jobs", SUBMIT).await?.0, 200);
-    let (_, head, body) = cluster.request("/api/v1/jobs", "").await?;
-    let head = head.to_lowercase();
-    assert!(head.contains("www-authenticate: basic realm="), "{head}");
-    assert!(body.contains("role read"), "{body}");
+    // The pages hold nothing: their scripts ask, and get no dialog for an answer.
+    for page in ["/", "/jobs", "/workers/w-1"] {
+        let (_, head, body) = cluster.request(page, "").await?;
+        assert!(head.starts_with("HTTP/1.1 200"), "{page}: {head}");
+        assert!(!body.contains(&cluster.grpc.port().to_string()), "{body}");
+    }
+    for (accept, challenge) in [
+        ("application/json", "www-authenticate: bearer realm="),
+        ("text/html,*/*", "www-authenticate: basic realm="),
+    ] {
+        let accept = format!("Accept: {accept}\r\n");
+        let (_, head, body) = cluster.request("/api/v1/jobs", &accept).await?;
+        assert!(head.to_lowercase().contains(challenge), "{head}");
+        assert!(body.contains("role read"), "{body}");
+    }
     // anybody:READ, as a browser sends what was typed.
     let basic = "Authorization: Basic YW55Ym9keTpyM2FkZXItdG9rZW4tb2YtdGhlLXRlc3RzLTc3YjI=\r\n";
     assert_eq!(cluster.request("/api/v1/jobs", basic).await?.0, 200);
@@ -213,6 +225,7 @@ async fn a_certificate_must_be_of_the_authority_and_in_time() -> Result<()> {
         ("one of another authority", identity(ca, Some(&stranger))),
         ("an expired one", identity(ca, Some(&expired))),
     ];
+    let worker_http = cluster.workers[0].2;
     for address in [cluster.grpc, cluster.workers[0].1] {
         let url = cluster.url_of(address);
         for (what, identity) in &wrong {
@@ -236,11 +249,21 @@ async fn a_certificate_must_be_of_the_authority_and_in_time() -> Result<()> {
         assert!(called.await.is_err(), "{plain} was served");
     }
     for (what, identity) in &wrong {
-        let page = raw::get(cluster.http, Some(identity), "/healthz", "").await;
-        assert!(page.is_err(), "{what}: {page:?}");
+        for address in [cluster.http, worker_http] {
+            let page = raw::get(address, Some(identity), "/healthz", "").await;
+            assert!(page.is_err(), "{what}: {page:?}");
+        }
     }
-    let plain = raw::get(cluster.http, None, "/healthz", "").await;
-    assert!(plain.is_err(), "{plain:?}");
+    for address in [cluster.http, worker_http] {
+        let plain = raw::get(address, None, "/healthz", "").await;
+        assert!(plain.is_err(), "{plain:?}");
+    }
+    let identity = cluster.identity();
+    for (token, status) in [("", 401), (WRONG, 401), (WORKER, 403), (READ, 200)] {
+        let authorization = format!("Authorization: Bearer {token}\r\n");
+        let page = raw::get(worker_http, Some(&identity), "/metrics", &authorization).await?;
+        assert_eq!(page.0, status, "{token:?}: {page:?}");
+    }
     // With a certificate a token is needed all the same.
     assert_eq!(cluster.get("/healthz", "").await?.0, 200);
     assert_eq!(cluster.get("/api/v1/jobs", WRONG).await?.0, 401);

@@ -121,8 +121,8 @@ async fn a_worker_without_a_token_is_refused() -> Result<()> {
         worker.args(["--master", &format!("http://{grpc}")]).args([
             "--listen",
             "127.0.0.1:0",
-            "--slots",
-            "1",
+            "--http",
+            "127.0.0.1:0",
         ]);
         if let Some(token) = token {
             worker.env("ESSAIM_TOKEN", token);

@@ -40,6 +40,7 @@ async fn tasks_and_an_exchange_run_over_mutual_tls_and_nothing_secret_is_shown()
         version: essaim_proto::VERSION.to_owned(),
         slots: 1,
         memory_bytes: 1,
+        protocol: essaim_proto::PROTOCOL,
     };
     let mut workers = ClusterClient::new(cluster.link(cluster.grpc, WORKER).await?);
     let registered = workers.register(request).await?.into_inner();

@@ -17,6 +17,7 @@ mod writer;
 
 pub use writer::FileWriter;
 
+use crate::check::{Finding, Incoming};
 use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::{Error, Result};
 use crate::object_stores;
@@ -297,6 +298,21 @@ impl Sink for FileSink {
 
     fn takes_one_writer(&self) -> bool {
         self.single_file
+    }
+
+    async fn findings(&self, _incoming: &Incoming<'_>) -> Result<Vec<Finding>> {
+        let Some(place) = object_stores::local_folder(&self.location)? else {
+            return Ok(Vec::new());
+        };
+        let folder = match place.parent() {
+            Some(parent) if self.single_file => parent,
+            _ => place.as_path(),
+        };
+        let advice = "let the users that master and workers run as write to it, or name another LOCATION";
+        Ok(match object_stores::writable(folder) {
+            Ok(_) => Vec::new(),
+            Err(error) => vec![Finding::error(format!("table {}: {error}", self.name), advice)],
+        })
     }
 }
 

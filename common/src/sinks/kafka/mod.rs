@@ -6,9 +6,11 @@ mod json;
 mod stream;
 mod writer;
 
+use crate::check::{Finding, Incoming, Write};
 use crate::connector::{Begin, Part, PlannedSink, Sink, SinkCommitter, SinkRun, SinkWriter};
 use crate::error::{Error, Result};
 use crate::options::Options;
+use crate::sources::kafka::check;
 use crate::sources::kafka::client::{Connection, IsolationLevel};
 use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
@@ -94,6 +96,18 @@ impl Sink for KafkaSink {
             name: format!("essaim-{}", run.name()),
             generation: run.generation,
         })))
+    }
+
+    async fn findings(&self, incoming: &Incoming<'_>) -> Result<Vec<Finding>> {
+        let has_key = !self.options.key.is_empty();
+        let mut found = check::sink(&self.connection, self.topic()?, has_key).await?;
+        if !has_key && incoming.write == Write::Stream(OutputMode::Update) {
+            found.push(Finding::warning(
+                "each epoch writes the groups that changed again, and without a key readers cannot tell which is the last",
+                "set the option key to the columns of the GROUP BY",
+            ));
+        }
+        Ok(found)
     }
 }
 

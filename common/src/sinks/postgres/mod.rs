@@ -1,6 +1,7 @@
 //! PostgreSQL as a sink: workers stage rows, the master makes them visible in one transaction that also names the run.
 
 mod arrays;
+mod check;
 mod commits;
 mod committer;
 mod encode;
@@ -8,6 +9,7 @@ mod stream;
 mod target;
 pub(crate) mod writer;
 
+use crate::check::{Finding, Incoming};
 use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::Result;
 use crate::sources::postgres::catalog::TableName;
@@ -105,6 +107,10 @@ impl Sink for PostgresSink {
 
     fn prefers_update(&self) -> bool {
         self.mode == Mode::Upsert
+    }
+
+    async fn findings(&self, incoming: &Incoming<'_>) -> Result<Vec<Finding>> {
+        check::check(self, incoming).await
     }
 }
 

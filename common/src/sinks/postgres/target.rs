@@ -82,10 +82,7 @@ impl Target {
                 (relation.schema, relation.table, columns, true)
             }
             None => (
-                match &sink.name.schema {
-                    Some(schema) => schema.clone(),
-                    None => current_schema(client).await?,
-                },
+                schema_of(&sink.name, client).await?,
                 sink.name.table.clone(),
                 new_columns(sink, input),
                 false,
@@ -357,7 +354,14 @@ async fn check_key(relation: &Relation, key: &[String], client: &mut Client) -> 
     )))
 }
 
-async fn current_schema(client: &mut Client) -> Result<String> {
+/// The schema in which a table of this name would be created.
+///
+/// # Errors
+/// The login's search path names none; the server's.
+pub async fn schema_of(name: &TableName, client: &mut Client) -> Result<String> {
+    if let Some(schema) = &name.schema {
+        return Ok(schema.clone());
+    }
     let rows = client
         .rows("SELECT pg_catalog.current_schema()::text", &[])
         .await?;

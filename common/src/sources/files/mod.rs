@@ -1,5 +1,6 @@
 //! `STORED AS PARQUET | CSV | JSON`: DataFusion reads the files, Essaim's own sink writes them.
 
+use crate::check::Endpoint;
 use crate::connector::{Connector, ConnectorTable, Sink, SinkWriter, TableSpec};
 use crate::error::{Error, Result as EssaimResult};
 use crate::object_stores;
@@ -18,9 +19,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The name under which the writers of all three formats travel.
-const NAME: &str = "FILES";
+pub const NAME: &str = "FILES";
 
 /// Reads the writers back. Its tables come from [`FileTableFactory`], which needs DataFusion's session.
 #[derive(Debug)]
@@ -40,6 +42,20 @@ impl Connector for Files {
 
     fn writer(&self, encoded: &[u8]) -> EssaimResult<Arc<dyn SinkWriter>> {
         Ok(Arc::new(FileWriter::decode(encoded)?))
+    }
+
+    fn endpoints(&self, spec: TableSpec) -> EssaimResult<Vec<Endpoint>> {
+        let location = spec.location.expose();
+        object_stores::parse(location)?;
+        Ok(vec![Endpoint {
+            connector: NAME.to_owned(),
+            name: format!("files at {}", spec.location),
+            payload: location.as_bytes().to_vec(),
+        }])
+    }
+
+    async fn reach(&self, payload: &[u8], _deadline: Duration) -> EssaimResult<String> {
+        reach(&String::from_utf8_lossy(payload)).await
     }
 }
 
@@ -173,6 +189,33 @@ async fn has_files(store: &dyn ObjectStore, path: &Path, location: &str) -> Essa
         }
     }
     Ok(false)
+}
+
+/// Looks for the files of a location, which may be a pattern; or for where they could be made.
+async fn reach(location: &str) -> EssaimResult<String> {
+    let pattern = location.find(['*', '?', '[']);
+    let location = match pattern {
+        // Down to the folder above the first name with a wildcard.
+        Some(at) => &location[..location[..at].rfind('/').map_or(0, |slash| slash + 1)],
+        None => location,
+    };
+    let place = Place::find(location).await?;
+    if place.is_file || place.is_folder {
+        return Ok(if place.is_file { "a file" } else { "files are there" }.to_owned());
+    }
+    match object_stores::local_folder(location)? {
+        Some(folder) if folder.exists() => Ok("an empty folder".to_owned()),
+        Some(folder) => {
+            let above = object_stores::writable(&folder)?;
+            Ok(format!("not there yet, can be made in {}", above.display()))
+        }
+        None => Ok("nothing there yet".to_owned()),
+    }
+}
+
+/// The sink behind a table of files, if it is one and can be written.
+pub fn sink_of(provider: &dyn TableProvider) -> Option<&FileSink> {
+    provider.downcast_ref::<FileTable>()?.sink.as_deref()
 }
 
 /// DataFusion's table of files, but written by a sink that commits.

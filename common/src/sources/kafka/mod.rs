@@ -3,6 +3,7 @@
 //! The row's way: [`offsets`] says which ranges, [`source`] makes splits of them, or [`stream`] for every epoch; [`reader`]
 //! polls one of them on a warm consumer of [`pool`], [`output`] gathers [`records`], and [`decode`] makes a batch of them.
 
+pub(crate) mod check;
 pub mod client;
 mod dead_letter;
 pub mod decode;
@@ -17,11 +18,13 @@ pub mod source;
 mod stream;
 pub mod timestamps;
 
+use crate::check::Endpoint;
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::secret::Secret;
 use crate::sinks::kafka::{KafkaSink, SinkOptions};
+use crate::sources::postgres;
 use crate::sources::postgres::tls::connect_options;
 use crate::stream::StreamOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -35,6 +38,7 @@ pub use records::METADATA_COLUMNS;
 use records::metadata_fields;
 use source::KafkaSource;
 use std::sync::Arc;
+use std::time::Duration;
 use stream::KafkaStream;
 use timestamps::EpochUnit;
 
@@ -154,6 +158,27 @@ impl Connector for Kafka {
 
     fn writer(&self, encoded: &[u8]) -> Result<Arc<dyn SinkWriter>> {
         crate::sinks::kafka::decode_writer(encoded)
+    }
+
+    fn endpoints(&self, mut spec: TableSpec) -> Result<Vec<Endpoint>> {
+        let options = &mut spec.options;
+        let (connection, topics) = Connection::new(&spec.location, options)?;
+        let mut endpoints = vec![Endpoint {
+            connector: self.name().to_owned(),
+            name: format!("Kafka at {}, topic {}", connection.brokers, topics.join(", ")),
+            payload: serde_json::to_vec(&(&connection, &topics))
+                .map_err(|e| Error::internal(e.to_string()))?,
+        }];
+        if let Some(location) = options.secret("dead_letter_location") {
+            endpoints.push(postgres::endpoint(location)?);
+        }
+        Ok(endpoints)
+    }
+
+    async fn reach(&self, payload: &[u8], deadline: Duration) -> Result<String> {
+        let (connection, topics) = serde_json::from_slice(payload)
+            .map_err(|e| Error::internal(format!("a topic of another version: {e}")))?;
+        check::reach(connection, topics, deadline).await
     }
 }
 

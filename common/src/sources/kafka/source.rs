@@ -1,8 +1,10 @@
 //! The master's half: from the table's options to offset ranges to splits.
 
+use super::check;
 use super::offsets::{OffsetPlanner, OffsetRange, OffsetSpec, cut};
 use super::reader::{KafkaReader, ReaderPlan, split_of};
 use super::stream::KafkaStream;
+use crate::check::Finding;
 use crate::connector::{PlannedScan, ScanRequest, Source};
 use crate::error::{Error, Result};
 use crate::scan::project_schema;
@@ -89,5 +91,9 @@ impl Source for KafkaSource {
 
     fn stream(&self) -> Option<Arc<dyn StreamSource>> {
         Some(Arc::clone(&self.stream) as _)
+    }
+
+    async fn findings(&self, unbounded: bool) -> Result<Vec<Finding>> {
+        check::source(self, unbounded).await
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub mod decode;
 mod filter;
 pub(crate) mod numeric;
+pub(crate) mod privileges;
 mod ranges;
 mod reader;
 mod snapshot;
@@ -16,8 +17,10 @@ mod source;
 pub(crate) mod tls;
 pub mod types;
 
+use crate::check::Endpoint;
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 use crate::sinks::postgres::{Mode, PostgresSink, writer::Writer};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -25,7 +28,22 @@ use catalog::TableName;
 use client::{Database, quote};
 use ranges::KeyRanges;
 use source::{PostgresSource, natural_schema, read_columns};
+use sqlx::Row;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The database of a LOCATION as a place to be reached.
+///
+/// # Errors
+/// A location of another form.
+pub(crate) fn endpoint(location: Secret) -> Result<Endpoint> {
+    let database = Database::new(location)?;
+    Ok(Endpoint {
+        connector: Postgres.name().to_owned(),
+        name: database.place(),
+        payload: serde_json::to_vec(&database).map_err(|e| Error::internal(e.to_string()))?,
+    })
+}
 
 /// The connector.
 #[derive(Debug)]
@@ -126,5 +144,18 @@ impl Connector for Postgres {
 
     fn writer(&self, encoded: &[u8]) -> Result<Arc<dyn SinkWriter>> {
         Ok(Arc::new(Writer::decode(encoded)?))
+    }
+
+    fn endpoints(&self, spec: TableSpec) -> Result<Vec<Endpoint>> {
+        Ok(vec![endpoint(spec.location)?])
+    }
+
+    async fn reach(&self, payload: &[u8], _deadline: Duration) -> Result<String> {
+        let database: Database = serde_json::from_slice(payload)
+            .map_err(|e| Error::internal(format!("a database of another version: {e}")))?;
+        let mut client = database.connect().await?;
+        let rows = client.rows("SHOW server_version", &[]).await?;
+        let version = rows.first().and_then(|row| row.try_get::<String, _>(0).ok());
+        Ok(format!("PostgreSQL {}", version.unwrap_or_default()))
     }
 }

@@ -3,10 +3,12 @@
 use super::catalog::{self, Relation, Shape, TableName};
 use super::client::{Database, STATEMENT, quote};
 use super::filter;
+use super::privileges;
 use super::ranges::{Cut, KeyRanges, Range, by_blocks};
 use super::reader::Reader;
 use super::snapshot::Snapshot;
 use super::types::Kind;
+use crate::check::Finding;
 use crate::connector::{PlannedScan, ScanRequest, Source, Split};
 use crate::error::{Error, Result};
 use crate::options::Options;
@@ -226,6 +228,29 @@ impl Source for PostgresSource {
             reader: Arc::new(reader),
             splits,
         })
+    }
+
+    async fn findings(&self, _unbounded: bool) -> Result<Vec<Finding>> {
+        let mut client = self.database.connect().await?;
+        let Some(relation) = catalog::relation(&mut client, &self.name).await? else {
+            // The planner says so, or the job creates it.
+            return Ok(Vec::new());
+        };
+        let columns = self.columns.iter().map(|column| column.name.clone());
+        let mut columns: Vec<String> = columns.collect();
+        if relation.lockable {
+            // LOCK TABLE, which comes first, asks for the privilege on the table as a whole.
+            columns.clear();
+        }
+        let missing = privileges::missing(&mut client, &relation, &["SELECT"], &columns).await?;
+        if missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let login = privileges::login(&mut client).await?;
+        Ok(vec![Finding::error(
+            format!("the login {login} may not SELECT on {}", relation.quoted()),
+            format!("GRANT SELECT ON {} TO {login}", relation.quoted()),
+        )])
     }
 }
 

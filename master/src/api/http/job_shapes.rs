@@ -34,8 +34,8 @@ shapes! {
         ended_at: Option<Time>,
         /// How often a master has started it.
         generation: u64,
-        /// From 1; null unless it is queued.
-        queue_position: Option<usize>,
+        /// From 1; null unless it waits for others to end.
+        queue_position: Option<u32>,
         /// Of a streaming job: all its epochs together, also those before a restart.
         totals: Option<Totals>,
         /// Of a streaming job: the last epoch that was committed.
@@ -262,7 +262,7 @@ impl Shape for Job {
 
 impl JobSummary {
     /// A job in a list.
-    pub(super) fn new(record: &JobRecord, queue_position: Option<usize>) -> Self {
+    pub(super) fn new(record: &JobRecord) -> Self {
         let is_streaming = record.kind == JobKind::Streaming;
         let mut tasks = TaskCounts {
             total: 0,
@@ -286,7 +286,7 @@ impl JobSummary {
             started_at: reached(record.started_ms),
             ended_at: reached(record.ended_ms),
             generation: record.generation,
-            queue_position,
+            queue_position: (record.queue_position > 0).then_some(record.queue_position),
             totals: is_streaming.then(|| Totals::new(&record.totals)),
             last_epoch: record.epochs.back().map(|epoch| Epoch::new(epoch)),
             tasks,
@@ -297,10 +297,10 @@ impl JobSummary {
 }
 
 impl Job {
-    pub(super) fn new(record: &JobRecord, queue_position: Option<usize>, now_ms: i64) -> Self {
+    pub(super) fn new(record: &JobRecord, now_ms: i64) -> Self {
         let queries = record.queries.iter();
         Self {
-            summary: JobSummary::new(record, queue_position),
+            summary: JobSummary::new(record),
             details: JobDetails {
                 sql: redact(&record.sql),
                 queries: queries.map(|query| Query::new(query, now_ms)).collect(),
@@ -483,7 +483,7 @@ mod tests {
             queries: vec![QueryProgress::default()],
             ..EpochProgress::default()
         });
-        let shown = json!(JobSummary::new(&record, None));
+        let shown = json!(JobSummary::new(&record));
         assert_eq!(shown["kind"], "streaming");
         assert_eq!(shown["totals"]["input_rows"], 3);
         let epoch = &shown["last_epoch"];

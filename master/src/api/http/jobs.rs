@@ -12,7 +12,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use essaim_common::Result;
 use serde::Deserialize;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Jobs of a page, unless it is asked for more or fewer, and at most.
@@ -65,12 +64,11 @@ pub(super) fn page(
     before: Option<Key>,
 ) -> JobsPage {
     let page = shared.jobs.page(wanted, limit, before);
-    let queue = queue(shared);
     JobsPage {
         jobs: page
             .jobs
             .iter()
-            .map(|job| job.read(|record| JobSummary::new(record, queue.get(&record.id).copied())))
+            .map(|job| job.read(|record| JobSummary::new(record)))
             .collect(),
         next_page_token: page.next.map(|(ms, id)| format!("{ms}-{id}")),
     }
@@ -79,15 +77,6 @@ pub(super) fn page(
 fn read_token(token: &str) -> Option<Key> {
     let (ms, id) = token.split_once('-')?;
     Some((ms.parse().ok()?, id.to_owned()))
-}
-
-/// The positions of queued jobs, from 1, by id.
-fn queue(shared: &Shared) -> HashMap<String, usize> {
-    let open = shared.jobs.open_jobs();
-    let queued = open.iter().filter_map(|job| {
-        job.read(|record| (record.state == JobState::Queued).then(|| record.id.clone()))
-    });
-    queued.zip(1..).collect()
 }
 
 /// One job with its SQL, plan, stages, attempts and errors.
@@ -103,11 +92,7 @@ pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String
 
 /// What `/api/v1/jobs/{id}` answers.
 pub(super) async fn show(shared: &Shared, job: &JobHandle) -> Result<Job> {
-    let is_queued = job.read(|record| record.state == JobState::Queued);
-    let position = is_queued
-        .then(|| queue(shared).get(&job.id()).copied())
-        .flatten();
-    let shown = |record: &_| Job::new(record, position, now_ms());
+    let shown = |record: &_| Job::new(record, now_ms());
     shared.jobs.look(job, shown).await
 }
 

@@ -70,6 +70,8 @@ impl UpperBuilder<'_> {
         self.operators.push(Operator {
             id: options.op.clone(),
             meaning: meaning(join, &bound),
+            // The bound frees its rows.
+            grows: false,
         });
         let delay_ms = bound.delay_ms(options.delays_ms);
         Ok(Built {

@@ -1,0 +1,176 @@
+//! From a text to its statements, each with its place.
+
+use datafusion::error::DataFusionError;
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer};
+use essaim_common::{Error, Result};
+
+/// The longest SQL text that is taken, in bytes.
+pub const MAX_SQL_BYTES: usize = 1 << 20;
+/// How deep expressions may nest.
+const RECURSION_LIMIT: usize = 128;
+
+/// A statement of a text, or why it is none.
+#[derive(Debug)]
+pub struct Placed {
+    /// Where its first word is, from 1; of one that is none, where that shows, if that is known.
+    pub line: u32,
+    pub column: u32,
+    pub statement: Result<Statement>,
+}
+
+/// The statements of a text.
+///
+/// # Errors
+/// A syntax error with its line and column, or a text that is too long.
+pub fn parse(sql: &str) -> Result<Vec<Statement>> {
+    statements(sql)?
+        .into_iter()
+        .map(|placed| placed.statement)
+        .collect()
+}
+
+/// The statements of a text, and among them those that are none: after a syntax error it goes on behind the next
+/// semicolon.
+///
+/// # Errors
+/// The text is too long.
+pub fn statements(sql: &str) -> Result<Vec<Placed>> {
+    if sql.len() > MAX_SQL_BYTES {
+        return Err(Error::invalid(format!(
+            "the SQL text has {} bytes, at most {MAX_SQL_BYTES} are taken",
+            sql.len()
+        )));
+    }
+    let mut tokens = Vec::new();
+    let broken_off = Tokenizer::new(&GenericDialect {}, sql)
+        .tokenize_with_location_into_buf(&mut tokens)
+        .err();
+    let mut parser = DFParserBuilder::new(tokens)
+        .with_dialect(&GenericDialect {})
+        .with_recursion_limit(RECURSION_LIMIT)
+        .build()
+        .map_err(wrong)?;
+    let mut placed = Vec::new();
+    loop {
+        while parser.parser.consume_token(&Token::SemiColon) {}
+        let first = parser.parser.peek_token();
+        if first.token == Token::EOF {
+            break;
+        }
+        let statement = parser.parse_statement().and_then(|statement| {
+            let next = parser.parser.peek_token();
+            match next.token {
+                Token::SemiColon | Token::EOF => Ok(statement),
+                _ => Err(ParserError::ParserError(format!(
+                    "Expected: end of statement, found: {next}{}",
+                    next.span.start
+                ))
+                .into()),
+            }
+        });
+        if statement.is_err() && parser.parser.get_current_token().token != Token::SemiColon {
+            while !matches!(
+                parser.parser.next_token().token,
+                Token::SemiColon | Token::EOF
+            ) {}
+        }
+        let is_cut = broken_off.is_some() && parser.parser.peek_token().token == Token::EOF;
+        if is_cut {
+            // What is left of it may well be a statement, but not the one that was meant.
+            break;
+        }
+        placed.push(match statement {
+            Ok(statement) => Placed {
+                line: number(first.span.start.line),
+                column: number(first.span.start.column),
+                statement: Ok(statement),
+            },
+            Err(error) => misplaced(first.span.start, error),
+        });
+    }
+    if let Some(error) = broken_off {
+        placed.push(misplaced(error.location, ParserError::from(error).into()));
+    }
+    Ok(placed)
+}
+
+/// An error, where its message says that it is.
+fn misplaced(begin: Location, error: DataFusionError) -> Placed {
+    let error = wrong(error);
+    let (line, column) =
+        place(&error.to_string()).unwrap_or((number(begin.line), number(begin.column)));
+    Placed {
+        line,
+        column,
+        statement: Err(error),
+    }
+}
+
+/// The last "Line: 3, Column: 7" of a message.
+fn place(message: &str) -> Option<(u32, u32)> {
+    let (_, rest) = message.rsplit_once("Line: ")?;
+    let (line, rest) = rest.split_once(", Column: ")?;
+    let column = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((line.parse().ok()?, column.parse().ok()?))
+}
+
+fn number(place: u64) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX)
+}
+
+fn wrong(error: DataFusionError) -> Error {
+    Error::invalid(match error.find_root() {
+        DataFusionError::SQL(parser, _) => match parser.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => {
+                format!("syntax error: {text}")
+            }
+            ParserError::RecursionLimitExceeded => format!(
+                "an expression is nested more than {RECURSION_LIMIT} deep: take it apart with a view"
+            ),
+        },
+        other => other.strip_backtrace(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test that unwraps says where it failed.
+    use super::*;
+
+    fn places(sql: &str) -> Vec<(u32, u32, bool)> {
+        let placed = statements(sql).unwrap();
+        let places = placed.iter();
+        places
+            .map(|placed| (placed.line, placed.column, placed.statement.is_ok()))
+            .collect()
+    }
+
+    #[test]
+    fn a_syntax_error_does_not_hide_the_statements_after_it() {
+        assert_eq!(
+            places("SELECT 1;\n  SELEC 1;\n-- c\nSELECT 2 SELECT; ;\n\nSELECT 3"),
+            [(1, 1, true), (2, 3, false), (4, 10, false), (6, 1, true)]
+        );
+    }
+
+    #[test]
+    fn a_text_that_breaks_off_is_one_error() {
+        assert_eq!(
+            places("SELECT 1;\nSELECT 'x;\nSELECT 2;"),
+            [(1, 1, true), (2, 8, false)]
+        );
+        assert_eq!(places("SELECT 1; 'x"), [(1, 1, true), (1, 11, false)]);
+    }
+
+    #[test]
+    fn a_text_is_all_statements_or_its_first_error() {
+        assert_eq!(parse("SELECT 1;; SELECT 2;").unwrap().len(), 2);
+        assert_eq!(parse(" -- nothing\n").unwrap().len(), 0);
+        let error = parse("SELECT 1; SELECT 2 2").unwrap_err().to_string();
+        assert!(error.contains("end of statement"), "{error}");
+        assert!(error.contains("Line: 1, Column: 20"), "{error}");
+    }
+}

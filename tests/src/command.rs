@@ -1,0 +1,52 @@
+//! `essaim` run as a command: what it prints and the code that it ends with.
+
+use crate::LONG;
+use crate::cluster::binary;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::process::Stdio;
+use tokio::process::Command;
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Ended {
+    /// The one document on standard output.
+    ///
+    /// # Errors
+    /// It is no JSON.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.out).with_context(|| format!("{self:?}"))
+    }
+}
+
+/// Runs `essaim` against the master at `master`.
+///
+/// # Errors
+/// It does not end within [`LONG`].
+pub async fn essaim(master: &str, arguments: &[&str]) -> Result<Ended> {
+    let child = Command::new(binary()?)
+        .args(arguments)
+        .env("ESSAIM_MASTER", master)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let output = tokio::time::timeout(LONG, child.wait_with_output())
+        .await
+        .with_context(|| format!("{arguments:?}"))??;
+    Ok(Ended {
+        code: output.status.code().context("killed by a signal")?,
+        out: String::from_utf8(output.stdout)?,
+        err: String::from_utf8(output.stderr)?,
+    })
+}
