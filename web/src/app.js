@@ -25,6 +25,9 @@ const routes = [
 const [pattern, page] = routes.find(([pattern]) => pattern.test(location.pathname)) ?? routes[0];
 const [, id] = (pattern.exec(location.pathname) ?? []).map(decodeURIComponent);
 
+/** A page that could not be filled asks again. */
+const AGAIN_MS = 2000;
+
 /** What the page knows: filled by its `load`, kept up by its `update`, shown by its `view`. */
 const store = { id, query: new URLSearchParams(location.search), cluster: undefined };
 const connection = { state: "connecting", since: Date.now(), reason: "" };
@@ -43,6 +46,9 @@ async function load() {
     for (const [name, data] of meanwhile) update(name, data);
   } catch (error) {
     failure = error;
+    // What the master refused it will refuse again; what did not arrive may arrive.
+    const refused = error instanceof Unauthorized || (error.status >= 400 && error.status < 500);
+    if (!store.loaded && !refused) setTimeout(load, AGAIN_MS);
   }
   meanwhile = undefined;
   redraw();
