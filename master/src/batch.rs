@@ -81,7 +81,7 @@ async fn run_with(shared: Arc<Shared>, job: Arc<JobHandle>, turn: Option<Turn>) 
         }
         Err(error) => (JobState::Failed, error.to_string()),
     };
-    tracing::info!(job = %job.id(), ?state, %message, "ended");
+    tracing::info!(job = %job.id(), ?state, reason = %message, "ended");
     shared.jobs.advance(&job, state, &message).await;
 }
 
