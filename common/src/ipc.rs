@@ -13,9 +13,21 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use essaim_proto::CHUNK_BYTES;
 use futures::{Stream, StreamExt};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn broken(error: &ArrowError) -> Error {
     Error::internal(format!("an Arrow IPC stream is broken: {error}"))
+}
+
+/// Decodes. Where lengths and offsets in the bytes contradict each other, Arrow panics instead of returning an error;
+/// whoever is told of one must not go on with the decoder.
+fn unless_it_panics<T>(decode: impl FnOnce() -> Result<T, ArrowError>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(decoded) => decoded.map_err(|e| broken(&e)),
+        Err(_) => Err(Error::internal(
+            "an Arrow IPC stream is broken: its lengths contradict each other",
+        )),
+    }
 }
 
 /// A schema alone, as the stream of no batches.
@@ -33,9 +45,7 @@ pub fn encode_schema(schema: &SchemaRef) -> Result<Vec<u8>> {
 /// # Errors
 /// Bytes that are none.
 pub fn decode_schema(bytes: &[u8]) -> Result<SchemaRef> {
-    Ok(StreamReader::try_new(bytes, None)
-        .map_err(|e| broken(&e))?
-        .schema())
+    unless_it_panics(|| StreamReader::try_new(bytes, None).map(|reader| reader.schema()))
 }
 
 /// Writes batches of one schema into chunks of at most [`CHUNK_BYTES`].
@@ -107,7 +117,7 @@ impl Decoder {
         let mut buffer = Buffer::from(chunk);
         let mut batches = Vec::new();
         while !buffer.is_empty() {
-            if let Some(batch) = self.decoder.decode(&mut buffer).map_err(|e| broken(&e))? {
+            if let Some(batch) = unless_it_panics(|| self.decoder.decode(&mut buffer))? {
                 batches.push(batch);
             }
         }

@@ -162,7 +162,7 @@ fn within_files(limits: Limits) -> Limits {
     // gRPC and HTTP may each be full.
     let most = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX);
     if most < limits.connections {
-        tracing::warn!(
+        tracing::info!(
             "{files} open files are allowed (ulimit -n), so each listener takes {most} connections and not {}",
             limits.connections
         );

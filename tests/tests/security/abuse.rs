@@ -244,7 +244,7 @@ async fn random_bytes_into_all_ports_break_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn a_client_that_asks_too_often_is_told_so_and_others_go_on() -> Result<()> {
-    let flags = ["--requests-per-second", "40"];
+    let flags = ["--requests-per-second", "10"];
     let cluster = Guarded::start(Guard::Tokens, 1, &flags).await?;
     let mut reader = cluster.jobs(READ).await?;
     let refused = wait_for("the limit", SOON, async || {

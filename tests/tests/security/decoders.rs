@@ -101,10 +101,13 @@ async fn a_broken_plan_is_refused() -> Result<()> {
     let plan = session.sql(sql).await?.create_physical_plan().await?;
     let valid = physical_plan_to_bytes_with_extension_codec(plan, &EssaimCodec)?;
     let context = session.task_ctx();
+    // As a worker does: Arrow panics at the broken rows of a plan's VALUES, and that ends the task alone.
     let decode = |bytes: &[u8]| {
-        physical_plan_from_bytes_with_extension_codec(bytes, &context, &EssaimCodec).map(drop)
+        let decode =
+            || physical_plan_from_bytes_with_extension_codec(bytes, &context, &EssaimCodec);
+        catch_unwind(AssertUnwindSafe(decode)).map(|plan| plan.map(drop))
     };
-    decode(&valid)?;
+    assert!(matches!(decode(&valid), Ok(Ok(()))));
     feed("the plan codec", &valid, |bytes| {
         let _ = decode(bytes);
     });

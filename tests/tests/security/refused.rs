@@ -203,8 +203,7 @@ async fn a_tokens_file_that_changes_counts_at_once() -> Result<()> {
     wait_for("the worker to be back", SOON, async || {
         let log = cluster.written()?;
         let registered = log.matches(" registered").count() - log.matches("not registered").count();
-        let (_, body) = cluster.get("/api/v1/cluster", WRONG).await?;
-        Ok((registered > 1 && body.contains("\"alive\"")).then_some(()))
+        Ok((registered > 1).then_some(()))
     })
     .await?;
     let sql = format!("{}SELECT count(*) FROM t", numbers("t", 1000));
