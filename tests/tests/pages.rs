@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 /// A name that would be a script if the pages took it for markup.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 /// The whole visit, every page in light and dark, on a desktop and a phone.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(600);
 const COLUMNS: &str =
     "id BIGINT, at TIMESTAMP, language VARCHAR, content VARCHAR, account_id BIGINT";
 
