@@ -17,6 +17,8 @@ pub struct Wanted {
     pub kind: Option<JobKind>,
     /// A part of the name, in small letters.
     pub name: Option<String>,
+    /// Not the queries of clients, whose errors they have seen.
+    pub is_submitted: bool,
 }
 
 impl Wanted {
@@ -51,6 +53,7 @@ impl Jobs {
                 let known = self.known.lock();
                 known
                     .before(at.as_ref())
+                    .filter(|entry| entry.stored || !wanted.is_submitted)
                     .take(CHUNK)
                     .map(|entry| (entry.key().clone(), Arc::clone(&entry.job)))
                     .collect()

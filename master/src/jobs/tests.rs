@@ -402,6 +402,7 @@ async fn pages_follow_each_other_without_a_gap_or_a_job_twice() {
         kind: Some(JobKind::Streaming),
         name: Some("job 99".to_owned()),
         state: Some(JobState::Queued),
+        is_submitted: true,
     };
     let (names, counts) = pages(&wanted, 4);
     let odd = ["Job 999", "Job 997", "Job 995", "Job 993", "Job 991", "Job 99"];

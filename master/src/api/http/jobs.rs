@@ -51,6 +51,7 @@ pub(super) async fn jobs(
         state: params.state,
         kind: params.kind,
         name: params.name.map(|name| name.to_lowercase()),
+        is_submitted: false,
     };
     let limit = params.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
     Json(page(&shared, &wanted, limit, before)).into_response()
