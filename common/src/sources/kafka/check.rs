@@ -18,7 +18,6 @@ use datafusion::prelude::SessionConfig;
 use futures::TryStreamExt;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::Consumer;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
