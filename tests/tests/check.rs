@@ -210,7 +210,7 @@ fn wrong_jobs(fixture: &Fixture) -> Vec<Wrong> {
     };
     let jobs: Vec<(String, u64, &'static str)> = vec![
         ("INSERT INTO rows SELECT k, v FORM names;".into(), 1, "found: names"),
-        ("\n\n  INSERT INTO rows\nSELECT k v FROM names GROUP;".into(), 4, "Expected: BY"),
+        ("\n\n  INSERT INTO rows\nSELECT k v FROM names GROUP;".into(), 4, "end of statement"),
         ("INSERT INTO rows SELECT 'x, v FROM names;".into(), 1, "Unterminated string"),
         ("INSERT INTO rows SELECT k, v FROM nowhere;".into(), 1, "nowhere"),
         ("INSERT INTO nowhere SELECT k, v FROM names;".into(), 1, "nowhere"),
