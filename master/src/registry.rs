@@ -441,21 +441,23 @@ impl Registry {
             .collect()
     }
 
+    /// Returns once so many workers take tasks.
+    pub async fn have_workers(&self, count: usize) {
+        loop {
+            let changed = self.members_changed.notified();
+            if self.open_workers().len() >= count {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Waits until there is a worker.
     ///
     /// # Errors
     /// None came within `timeout`.
     pub async fn wait_for_worker(&self, timeout: Duration) -> Result<()> {
-        let wait = async {
-            loop {
-                let changed = self.members_changed.notified();
-                if self.slots() > 0 {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        tokio::time::timeout(timeout, wait).await.map_err(|_| {
+        tokio::time::timeout(timeout, self.have_workers(1)).await.map_err(|_| {
             Error::exhausted(format!(
                 "no worker has registered for {} s: start one with `essaim worker --master http://HOST:7077`, or wait longer with SET essaim.worker_timeout_s",
                 timeout.as_secs_f32()

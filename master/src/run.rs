@@ -14,6 +14,12 @@ use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use essaim_common::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The fewest workers of an exchange: on a single one there is nothing to exchange, and the master would run all of it.
+const EXCHANGING: usize = 2;
+/// How long an exchange that broke waits for so many before it makes do with fewer.
+const COMES_BACK: Duration = Duration::from_secs(10);
 
 /// Ends the stages of a query when its rows are no longer wanted.
 struct StopOnDrop(Arc<Stages>);
@@ -185,7 +191,11 @@ async fn exchanged(
                     job.record_error(JobError::now(message));
                     job.meter().exchange_retries.inc();
                     shared.registry.probe_all().await;
-                    wait_for_worker(&shared, &planner, &job).await?;
+                    // One that was given up is often back in a moment, and on a single one there is no exchange.
+                    let back = shared.registry.have_workers(EXCHANGING);
+                    if tokio::time::timeout(COMES_BACK, back).await.is_err() {
+                        wait_for_worker(&shared, &planner, &job).await?;
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -203,8 +213,7 @@ async fn first_rows(
     job: &str,
     logical: &LogicalPlan,
 ) -> Result<SendableRecordBatchStream> {
-    // With a single worker there is nothing to exchange, whatever the job's limit.
-    let workers = planner.settings().slot_limit().max(2);
+    let workers = planner.settings().slot_limit().max(EXCHANGING);
     let slots = shared.registry.gather(job, workers).await?;
     let addresses = slots.iter().map(|slot| slot.address().to_owned()).collect();
     let (plan, state): (Arc<dyn ExecutionPlan>, _) =
