@@ -1,9 +1,9 @@
 //! Runs one planned query: starts it the way it was planned, counts its rows, ends what it started.
 
 use crate::Shared;
+use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobError, Place};
-use crate::events::{EventKind, Severity};
 use crate::plan::{Execution, Planner, Query, exchange, shape};
 use crate::scheduler::Stages;
 use datafusion::error::DataFusionError;
@@ -187,7 +187,12 @@ async fn exchanged(
                     tracing::warn!(job = %job.id(), %error, attempt, "the exchange starts again");
                     job.update_query(index, |record| record.retries += 1);
                     let message = format!("the exchange failed and starts again: {error}");
-                    job.event(EventKind::ExchangeRetried, Severity::Warning, None, &message);
+                    job.event(
+                        EventKind::ExchangeRetried,
+                        Severity::Warning,
+                        None,
+                        &message,
+                    );
                     job.record_error(JobError::now(message));
                     job.meter().exchange_retries.inc();
                     shared.registry.probe_all().await;

@@ -556,7 +556,8 @@ impl Cluster {
     pub async fn http_at(http: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(http).await?;
-            let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            let request =
+                format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut response = String::new();
             stream.read_to_string(&mut response).await?;

@@ -294,7 +294,11 @@ impl PrivateServer {
             .arg(self.dir.path().join("data"))
             .args(["-p", &self.port.to_string(), "-k", ""])
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
-            .args(self.settings.iter().flat_map(|setting| ["-c", setting.as_str()]))
+            .args(
+                self.settings
+                    .iter()
+                    .flat_map(|setting| ["-c", setting.as_str()]),
+            )
             .current_dir(self.dir.path());
         self.starts += 1;
         let name = format!("postgres-{}", self.starts);

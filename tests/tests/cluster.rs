@@ -1,9 +1,9 @@
 //! A master and its workers as processes: they find each other, share work, wait, drain, and serve what tools expect.
 
 use anyhow::{Context, Result};
-use essaim_proto::{PROTOCOL, VERSION};
 use essaim_proto::v1::cluster_client::ClusterClient;
 use essaim_proto::v1::{JobState, QueryRequest, RegisterRequest};
+use essaim_proto::{PROTOCOL, VERSION};
 use essaim_tests::client::{attempts, ended, tasks};
 use essaim_tests::cluster::{Cluster, shared};
 use essaim_tests::sql::{integers, numbers};

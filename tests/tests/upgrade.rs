@@ -159,7 +159,7 @@ async fn a_master_whose_state_dir_was_taken_over_ends_its_jobs_by_itself() -> Re
     for job in [&idle, &busy] {
         let found = new.get(job).await?;
         assert!(!ended(&found), "{found:?}");
-        assert_eq!(found.message.contains("another master"), false);
+        assert!(!found.message.contains("another master"));
     }
     drop(old);
     Ok(())

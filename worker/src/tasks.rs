@@ -11,16 +11,16 @@ use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
 use essaim_common::late::LateFilterExec;
+use essaim_common::net::Peers;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
-use essaim_common::net::Peers;
 use essaim_common::{Error, Result};
-use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1;
+use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1::{
     DropBroadcastsRequest, DropBroadcastsResponse, ProbeRequest, ProbeResponse,
-    PutBroadcastRequest, PutBroadcastResponse,
-    RunRequest, RunResponse, TaskDone, TaskProgress, run_response::Part,
+    PutBroadcastRequest, PutBroadcastResponse, RunRequest, RunResponse, TaskDone, TaskProgress,
+    run_response::Part,
 };
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
@@ -483,7 +483,8 @@ impl Tasks for TaskService {
         request: Request<ProbeRequest>,
     ) -> Result<Response<ProbeResponse>, Status> {
         let runtime = Arc::clone(self.state.runtime_env());
-        let answer = crate::probe::probe(&self.id, &self.peers, &runtime, request.into_inner()).await;
+        let answer =
+            crate::probe::probe(&self.id, &self.peers, &runtime, request.into_inner()).await;
         Ok(Response::new(answer))
     }
 }

@@ -106,7 +106,10 @@ impl Page {
             "Always 1; the labels say what runs here.",
         )
         .add(
-            &[("component", component), ("version", essaim_proto::VERSION.as_str())],
+            &[
+                ("component", component),
+                ("version", essaim_proto::VERSION.as_str()),
+            ],
             1.0,
         );
         process::add(&mut page);

@@ -365,7 +365,11 @@ async fn begin(
     if purpose(&last) == Purpose::Setup {
         own.set_up(last).await?;
         let schema = Arc::new(arrow::datatypes::Schema::empty());
-        return Ok((Box::pin(EmptyRecordBatchStream::new(schema)), u64::MAX, turn));
+        return Ok((
+            Box::pin(EmptyRecordBatchStream::new(schema)),
+            u64::MAX,
+            turn,
+        ));
     }
     let most = own.settings().max_result_bytes;
     scope.set_query(index as u32);

@@ -126,10 +126,8 @@ impl Check {
     /// Looks at one statement. Returns whether it was right.
     async fn statement(&mut self, walk: &mut Walk, place: Place, statement: Statement) -> bool {
         let name = declares(&statement);
-        let uses = match walk.planner.state().resolve_table_references(&statement) {
-            Ok(uses) => uses,
-            Err(_) => Vec::new(),
-        };
+        let uses = walk.planner.state().resolve_table_references(&statement);
+        let uses = uses.unwrap_or_default();
         let others = uses.iter().filter(|table| Some(*table) != name.as_ref());
         let broken = others.filter_map(|table| Some((table.clone(), *self.broken.get(table)?)));
         if let Some((table, (line, _))) = broken.clone().next() {

@@ -74,10 +74,7 @@ impl Jobs {
     ///
     /// # Errors
     /// The state dir is out of reach or holds a file that is none of ours.
-    pub async fn open(
-        state_dir: &str,
-        events: Arc<Events>,
-    ) -> Result<(Self, Vec<Arc<JobHandle>>)> {
+    pub async fn open(state_dir: &str, events: Arc<Events>) -> Result<(Self, Vec<Arc<JobHandle>>)> {
         let store = Store::open(state_dir).await?;
         let mut known = Known::default();
         let mut open = Vec::new();
@@ -121,7 +118,10 @@ impl Jobs {
     /// All jobs, in the order of their first submission.
     pub(crate) fn all(&self) -> Vec<Arc<JobHandle>> {
         let known = self.known.lock();
-        known.entries().map(|entry| Arc::clone(&entry.job)).collect()
+        known
+            .entries()
+            .map(|entry| Arc::clone(&entry.job))
+            .collect()
     }
 
     /// The state dir: checkpoints of streaming jobs lie there too.
@@ -253,9 +253,7 @@ impl Jobs {
         if let Some(entry) = named {
             return Ok(Arc::clone(&entry.job));
         }
-        let mut fitting = known
-            .beginning_with(wanted)
-            .filter(|_| !wanted.is_empty());
+        let mut fitting = known.beginning_with(wanted).filter(|_| !wanted.is_empty());
         match (fitting.next(), fitting.next()) {
             (Some(entry), None) => Ok(Arc::clone(&entry.job)),
             (Some(_), Some(_)) => Err(Error::invalid(format!(
@@ -271,11 +269,7 @@ impl Jobs {
     ///
     /// # Errors
     /// Part of it is in the state dir, which is out of reach.
-    pub async fn look<T>(
-        &self,
-        job: &JobHandle,
-        look: impl FnOnce(&JobRecord) -> T,
-    ) -> Result<T> {
+    pub async fn look<T>(&self, job: &JobHandle, look: impl FnOnce(&JobRecord) -> T) -> Result<T> {
         if job.read(|record| record.is_short)
             && let Some(record) = self.store.get(&job.id()).await?
         {

@@ -1,8 +1,8 @@
 //! What the master remembers of a job, and what clients see of it.
 
+pub use crate::jobs::epochs::{EpochProgress, EpochTotals, QueryProgress, SourceProgress};
 pub use crate::jobs::errors::JobError;
 pub use crate::jobs::plan::{Place, PlanRecord};
-pub use crate::jobs::epochs::{EpochProgress, EpochTotals, QueryProgress, SourceProgress};
 use essaim_common::secret::redact;
 use essaim_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -26,9 +26,7 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 /// The life of a job. It only moves downwards, until a streaming job is submitted again.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     Queued,

@@ -405,8 +405,13 @@ async fn pages_follow_each_other_without_a_gap_or_a_job_twice() {
         is_submitted: true,
     };
     let (names, counts) = pages(&wanted, 4);
-    let odd = ["Job 999", "Job 997", "Job 995", "Job 993", "Job 991", "Job 99"];
-    assert_eq!((names, counts), (odd.map(str::to_owned).to_vec(), vec![4, 2]));
+    let odd = [
+        "Job 999", "Job 997", "Job 995", "Job 993", "Job 991", "Job 99",
+    ];
+    assert_eq!(
+        (names, counts),
+        (odd.map(str::to_owned).to_vec(), vec![4, 2])
+    );
     assert_eq!(catalogue.jobs.counts()[&JobState::Queued], 1_000);
 }
 

@@ -80,7 +80,9 @@ pub(crate) async fn explain(planner: &Planner, query: Query, verbose: bool) -> R
             ));
             let workers = planner.registry.open_workers();
             let addresses = workers.into_iter().map(|(_, address)| address).collect();
-            let (plan, _) = exchange::plan(planner, addresses, planner.registry.peers(), &query.logical).await?;
+            let (plan, _) =
+                exchange::plan(planner, addresses, planner.registry.peers(), &query.logical)
+                    .await?;
             rows.push((
                 "exchange".to_owned(),
                 display_plan_ascii(plan.as_ref(), false),

@@ -11,9 +11,9 @@ mod text;
 pub mod windows;
 
 use crate::plan::cut::Cut;
+pub use crate::plan::text::{MAX_SQL_BYTES, Placed, parse, statements};
 use crate::plan::windows::WindowAnalyzer;
 use crate::plan::windows::expand::ExpandWindows;
-pub use crate::plan::text::{MAX_SQL_BYTES, Placed, parse, statements};
 use crate::registry::Registry;
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;

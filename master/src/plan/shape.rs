@@ -256,12 +256,7 @@ impl Draft {
         let name = plan.name();
         let detail = line.trim().strip_prefix(name).unwrap_or(line.trim());
         let detail = redact(detail.trim_start_matches(':').trim());
-        let node = self.add(
-            name,
-            shortened(detail, MAX_DETAIL),
-            walk.place,
-            walk.step(),
-        );
+        let node = self.add(name, shortened(detail, MAX_DETAIL), walk.place, walk.step());
         for child in plan.children() {
             let from = self.node(child, walk);
             self.connect(from, node);

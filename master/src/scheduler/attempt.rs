@@ -464,10 +464,7 @@ impl Drop for Record<'_> {
 
 impl Attempts {
     /// Changes the stage's record, unless that is of a later run by now.
-    fn update<T: Default>(
-        &self,
-        change: impl FnOnce(&mut model::StageRecord) -> T,
-    ) -> T {
+    fn update<T: Default>(&self, change: impl FnOnce(&mut model::StageRecord) -> T) -> T {
         let run = self.run;
         let change = |record: &mut model::StageRecord| {
             if record.run == run {

@@ -381,7 +381,10 @@ impl<'a> UpperBuilder<'a> {
 
     /// Whether an aggregate keeps every key that it has ever seen.
     fn grows(&self, aggregate: &AggregateExec, dedup: Option<&Dedup>, is_window: bool) -> bool {
-        let is_timed = self.sources.values().all(|s| s.options().event_time.is_some());
+        let is_timed = self
+            .sources
+            .values()
+            .all(|s| s.options().event_time.is_some());
         let by_watermark = match dedup {
             Some(dedup) => dedup.event_time.is_some(),
             None => is_window,

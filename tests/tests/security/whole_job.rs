@@ -11,11 +11,11 @@ use std::collections::BTreeSet;
 #[tokio::test]
 async fn tasks_and_an_exchange_run_over_mutual_tls_and_nothing_secret_is_shown() -> Result<()> {
     let cluster = Guarded::start(Guard::MutualTls, 2, &[]).await?;
-    let tables = format!("{}{}", numbers("l", 200_000), numbers("r", 100_000));
+    let tables = format!("{}{}", numbers("l", 20_000_000), numbers("r", 100_000));
     let count = format!("{tables}SELECT count(*), sum(value) FROM l");
     let (rows, job) = cluster.query(SUBMIT, &count).await?;
-    assert_eq!(integers(&rows, 0)?, [200_000]);
-    assert_eq!(integers(&rows, 1)?, [200_000 * 199_999 / 2]);
+    assert_eq!(integers(&rows, 0)?, [20_000_000]);
+    assert_eq!(integers(&rows, 1)?, [20_000_000 * 19_999_999 / 2]);
     assert_eq!(job.queries[0].execution, "tasks");
     let used: BTreeSet<_> = attempts(&job)
         .iter()

@@ -308,10 +308,14 @@ impl Sink for FileSink {
             Some(parent) if self.single_file => parent,
             _ => place.as_path(),
         };
-        let advice = "let the users that master and workers run as write to it, or name another LOCATION";
+        let advice =
+            "let the users that master and workers run as write to it, or name another LOCATION";
         Ok(match object_stores::writable(folder) {
             Ok(_) => Vec::new(),
-            Err(error) => vec![Finding::error(format!("table {}: {error}", self.name), advice)],
+            Err(error) => vec![Finding::error(
+                format!("table {}: {error}", self.name),
+                advice,
+            )],
         })
     }
 }

@@ -201,7 +201,12 @@ async fn reach(location: &str) -> EssaimResult<String> {
     };
     let place = Place::find(location).await?;
     if place.is_file || place.is_folder {
-        return Ok(if place.is_file { "a file" } else { "files are there" }.to_owned());
+        return Ok(if place.is_file {
+            "a file"
+        } else {
+            "files are there"
+        }
+        .to_owned());
     }
     match object_stores::local_folder(location)? {
         Some(folder) if folder.exists() => Ok("an empty folder".to_owned()),

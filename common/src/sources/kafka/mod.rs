@@ -165,7 +165,11 @@ impl Connector for Kafka {
         let (connection, topics) = Connection::new(&spec.location, options)?;
         let mut endpoints = vec![Endpoint {
             connector: self.name().to_owned(),
-            name: format!("Kafka at {}, topic {}", connection.brokers, topics.join(", ")),
+            name: format!(
+                "Kafka at {}, topic {}",
+                connection.brokers,
+                topics.join(", ")
+            ),
             payload: serde_json::to_vec(&(&connection, &topics))
                 .map_err(|e| Error::internal(e.to_string()))?,
         }];

@@ -155,7 +155,9 @@ impl Connector for Postgres {
             .map_err(|e| Error::internal(format!("a database of another version: {e}")))?;
         let mut client = database.connect().await?;
         let rows = client.rows("SHOW server_version", &[]).await?;
-        let version = rows.first().and_then(|row| row.try_get::<String, _>(0).ok());
+        let version = rows
+            .first()
+            .and_then(|row| row.try_get::<String, _>(0).ok());
         Ok(format!("PostgreSQL {}", version.unwrap_or_default()))
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn page(
         jobs: page
             .jobs
             .iter()
-            .map(|job| job.read(|record| JobSummary::new(record)))
+            .map(|job| job.read(JobSummary::new))
             .collect(),
         next_page_token: page.next.map(|(ms, id)| format!("{ms}-{id}")),
     }

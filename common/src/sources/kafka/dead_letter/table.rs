@@ -76,8 +76,7 @@ fn quoted(name: &str) -> String {
 }
 
 async fn open(location: &Secret, name: &str) -> Result<PgConnection, sqlx::Error> {
-    let options =
-        connect_options(location).map_err(|e| sqlx::Error::Configuration(Box::new(e)))?;
+    let options = connect_options(location).map_err(|e| sqlx::Error::Configuration(Box::new(e)))?;
     let mut connection = PgConnection::connect_with(&options).await?;
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {} (topic text, partition integer, \"offset\" bigint, key bytea, value bytea, \
