@@ -120,7 +120,8 @@ mod tests {
 
     fn job(id: &str) -> Arc<JobHandle> {
         let (id, sql) = (id.to_owned(), String::new());
-        JobHandle::new(JobRecord::new(id.clone(), id, sql, JobKind::Batch))
+        let record = JobRecord::new(id.clone(), id, sql, JobKind::Batch);
+        JobHandle::new(record, Arc::default())
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::*;
 use essaim_common::net::{ClusterSecret, Identity};
 
-fn empty() -> Arc<Registry> {
+/// A registry that nobody is in.
+pub(crate) fn empty() -> Arc<Registry> {
     let secret = ClusterSecret::generate().unwrap();
     let peers = Peers::new(&Identity::default(), secret).unwrap();
     Arc::new(Registry::new(Arc::default(), peers))

@@ -499,7 +499,7 @@ mod tests {
     fn passwords_are_not_shown() {
         let sql = "LOCATION 'postgres://app:hunter2@db/x'".to_owned();
         let record = JobRecord::new("0190".to_owned(), String::new(), sql, JobKind::Batch);
-        let shown = json!(Job::new(&record, None, 0)).to_string();
+        let shown = json!(Job::new(&record, 0)).to_string();
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("postgres://"), "{shown}");
     }

@@ -1,6 +1,7 @@
 //! Queries over windows against the same queries over joins with windows that are written out.
 
 use crate::plan::{Execution, Planner, parse};
+use crate::registry;
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::array::{TimestampMillisecondArray, TimestampSecondArray};
 use arrow::util::pretty::pretty_format_batches;
@@ -44,7 +45,11 @@ fn planner() -> Planner {
         })
         .collect();
     let runtime = session::runtime(1 << 28).unwrap();
-    let planner = Planner::new(runtime, Arc::default(), JobScope::new("windows", 0, 2));
+    let planner = Planner::new(
+        runtime,
+        registry::tests::empty(),
+        JobScope::new("windows", 0, 2),
+    );
     let schema = batches[0][0].schema();
     let table = MemTable::try_new(schema, batches).unwrap();
     planner.ctx.register_table("t", Arc::new(table)).unwrap();
