@@ -1,4 +1,4 @@
-//! What comes from the network and is broken is refused by every decoder, never a panic. `fuzz/` looks deeper.
+//! What comes from the network and is broken is refused by every decoder, never a panic.
 
 use anyhow::Result;
 use arrow::array::{ArrayRef, Int64Array, ListArray, RecordBatch, StringViewArray};
