@@ -18,10 +18,10 @@ pub struct TlsArgs {
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
     /// The own certificate chain (PEM): a server's, and what is shown where a client certificate is demanded.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM).
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
 }
 
@@ -37,7 +37,7 @@ pub struct TokenArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct GateArgs {
     /// Demand a certificate of this authority (PEM) from whoever connects.
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
     /// Who may do what: lines ROLE NAME TOKEN [EXPIRES], with the roles worker, submit and read [default: the text in
     /// the variable ESSAIM_TOKENS].

@@ -1,8 +1,12 @@
 //! Who is in the cluster: workers with their leases, and slots of theirs for those who want them.
 
+mod slot;
+
+pub use slot::Slot;
+
 use crate::events::{EventKind, Events, Severity};
 use crate::jobs::model::now_ms;
-use crate::shares::{Lane, Lanes, Place, Shares, Wanted};
+use crate::shares::{Lanes, Place, Shares, Wanted};
 use essaim_common::metrics::Counter;
 use essaim_common::net::{Link, Peers};
 use essaim_common::{Error, Result};
@@ -575,75 +579,6 @@ fn other_protocol(request: &RegisterRequest) -> Error {
         "worker {worker} is Essaim {} and speaks protocol {theirs}, this master is Essaim {VERSION} and speaks protocol {PROTOCOL}: {what}",
         request.version
     ))
-}
-
-/// The right to run one task on one worker; given back when dropped.
-#[derive(Debug)]
-pub struct Slot {
-    registry: Arc<Registry>,
-    /// Unique in this master.
-    number: u64,
-    job: String,
-    worker: String,
-    address: String,
-    lane: Lane,
-    start: f64,
-    client: TaskClient,
-    lost: CancellationToken,
-}
-
-impl Slot {
-    /// The worker's id.
-    pub fn worker(&self) -> &str {
-        &self.worker
-    }
-
-    /// The worker's address.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// A client of the worker's tasks.
-    pub fn client(&self) -> TaskClient {
-        self.client.clone()
-    }
-
-    /// Tells what runs here.
-    pub fn runs(&self, task: RunningTask) {
-        let mut state = self.registry.state.lock();
-        if !self.lost.is_cancelled()
-            && let Some(member) = state.members.get_mut(&self.worker)
-        {
-            member.tasks.insert(self.number, task);
-        }
-    }
-
-    /// Returns once the worker is given up.
-    pub async fn lost(&self) {
-        self.lost.cancelled().await;
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let registry = Arc::clone(&self.registry);
-        let mut state = registry.state.lock();
-        // A worker that was given up and came back under the same id never counted this slot.
-        if let (Some(lanes), false) = (state.lanes.get_mut(&self.worker), self.lost.is_cancelled())
-        {
-            *lanes.count(self.lane) -= 1;
-        }
-        if let (Some(member), false) = (
-            state.members.get_mut(&self.worker),
-            self.lost.is_cancelled(),
-        ) {
-            member.tasks.remove(&self.number);
-        }
-        state.shares.give_back(&self.job, self.start);
-        let unwanted = registry.dispatch(&mut state);
-        drop(state);
-        drop(unwanted);
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::proxy::Proxy;
-use crate::{SOON, unique, wait_for};
+use crate::{SOON, http, unique, wait_for};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,8 +13,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 /// The memory of a worker unless the test says otherwise.
@@ -546,35 +544,7 @@ impl Cluster {
     /// # Errors
     /// The master does not answer within five seconds, or not in HTTP.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
-        Self::http_at(self.http, "GET", path).await
-    }
-
-    /// Status and body of what a master at this address answers to a request without a body.
-    ///
-    /// # Errors
-    /// It does not answer within five seconds, or not in HTTP.
-    pub async fn http_at(http: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(http).await?;
-            let request =
-                format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut response = String::new();
-            stream.read_to_string(&mut response).await?;
-            anyhow::Ok(response)
-        };
-        let response = tokio::time::timeout(Duration::from_secs(5), exchange)
-            .await
-            .with_context(|| format!("{method} {path}"))??;
-        let (head, body) = response
-            .split_once("\r\n\r\n")
-            .with_context(|| format!("{method} {path}: no HTTP: {response:?}"))?;
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok())
-            .with_context(|| format!("{method} {path}: no status: {head:?}"))?;
-        Ok((status, body.to_owned()))
+        http::get(self.http, path).await
     }
 
     /// A page of the master as JSON.
@@ -605,33 +575,6 @@ impl Cluster {
             .map(str::to_owned)
             .collect())
     }
-}
-
-/// Status and body of a page.
-///
-/// # Errors
-/// No answer within five seconds, or none in HTTP.
-pub async fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await?;
-        anyhow::Ok(response)
-    };
-    let response = tokio::time::timeout(Duration::from_secs(5), exchange)
-        .await
-        .with_context(|| format!("GET {path}"))??;
-    let (head, body) = response
-        .split_once("\r\n\r\n")
-        .with_context(|| format!("GET {path}: no HTTP: {response:?}"))?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .with_context(|| format!("GET {path}: no status: {head:?}"))?;
-    Ok((status, body.to_owned()))
 }
 
 /// The cluster that the tests of one file share: two workers with two slots each.

@@ -5,6 +5,7 @@ use crate::cluster::binary;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::process::Stdio;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// How a command ended.
@@ -33,14 +34,26 @@ impl Ended {
 /// # Errors
 /// It does not end within [`LONG`].
 pub async fn essaim(master: &str, arguments: &[&str]) -> Result<Ended> {
-    let child = Command::new(binary()?)
+    essaim_reads(master, arguments, "").await
+}
+
+/// As [`essaim`], with `input` on its standard input.
+///
+/// # Errors
+/// As [`essaim`].
+pub async fn essaim_reads(master: &str, arguments: &[&str], input: &str) -> Result<Ended> {
+    let mut child = Command::new(binary()?)
         .args(arguments)
         .env("ESSAIM_MASTER", master)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    // A command that does not read it may have ended before.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
     let output = tokio::time::timeout(LONG, child.wait_with_output())
         .await
         .with_context(|| format!("{arguments:?}"))??;

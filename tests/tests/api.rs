@@ -8,7 +8,7 @@ use essaim_tests::kafka::Topic;
 use essaim_tests::postgres::Database;
 use essaim_tests::schema;
 use essaim_tests::sql::numbers;
-use essaim_tests::{SOON, unique, wait_for};
+use essaim_tests::{SOON, http, unique, wait_for};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -217,7 +217,7 @@ async fn errors_are_documented_and_name_what_is_wrong() -> Result<()> {
     let (status, body) = cluster.http_get("/api/v1/no/such").await?;
     assert_eq!(status, 404);
     assert!(body.contains("openapi.json"), "{body}");
-    let (status, body) = Cluster::http_at(cluster.http(), "DELETE", "/api/v1/jobs/x").await?;
+    let (status, body) = http::request(cluster.http(), "DELETE", "/api/v1/jobs/x").await?;
     assert_eq!(status, 405);
     assert!(body.contains("gRPC"), "{body}");
     Ok(())
@@ -432,7 +432,7 @@ async fn an_old_master_says_that_its_state_dir_was_taken_over() -> Result<()> {
     let old_http = cluster.http();
     let _old = cluster.take_over().await?;
     wait_for("the problem", SOON, async || {
-        let (_, body) = Cluster::http_at(old_http, "GET", "/api/v1/cluster").await?;
+        let (_, body) = http::get(old_http, "/api/v1/cluster").await?;
         let page: Value = serde_json::from_str(&body)?;
         let problem = &page["problems"][0];
         let message = problem["message"].as_str().unwrap_or_default();

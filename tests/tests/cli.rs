@@ -1,58 +1,18 @@
 //! The command line as scripts use it: what it prints and the code it ends with.
 
 use anyhow::{Context, Result, ensure};
-use essaim_tests::cluster::{binary, shared};
+use essaim_tests::cluster::shared;
+use essaim_tests::command::{self, Ended, essaim_reads};
 use essaim_tests::postgres::Database;
 use essaim_tests::sql::numbers;
-use essaim_tests::{LONG, unique};
-use serde_json::{Value, json};
+use essaim_tests::unique;
+use serde_json::json;
 use std::path::PathBuf;
-use std::process::Stdio;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-
-/// How a command ended.
-#[derive(Debug)]
-struct Ended {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ended {
-    fn json(&self) -> Result<Value> {
-        serde_json::from_str(&self.out).with_context(|| format!("{self:?}"))
-    }
-}
-
-/// Runs `essaim` against the master at `master`, with `input` on its standard input.
-async fn essaim_at(master: &str, arguments: &[&str], input: &str) -> Result<Ended> {
-    let mut child = Command::new(binary()?)
-        .args(arguments)
-        .env("ESSAIM_MASTER", master)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut stdin = child.stdin.take().context("no standard input")?;
-    // A command that does not read it may have ended before.
-    let _ = stdin.write_all(input.as_bytes()).await;
-    drop(stdin);
-    let output = tokio::time::timeout(LONG, child.wait_with_output())
-        .await
-        .with_context(|| format!("{arguments:?}"))??;
-    Ok(Ended {
-        code: output.status.code().context("killed by a signal")?,
-        out: String::from_utf8(output.stdout)?,
-        err: String::from_utf8(output.stderr)?,
-    })
-}
 
 async fn essaim(arguments: &[&str]) -> Result<Ended> {
     let cluster = shared().await?;
     cluster.show_logs();
-    essaim_at(&cluster.url(), arguments, "").await
+    command::essaim(&cluster.url(), arguments).await
 }
 
 /// The command's output; it must have ended with 0.
@@ -114,7 +74,7 @@ async fn what_one_statement_declares_the_next_one_sees() -> Result<()> {
     let file = file.to_string_lossy();
     let ended = succeeds(&["sql", "--format", "csv", "-f", &file]).await?;
     assert_eq!(ended.out, "s\n25\n");
-    let piped = essaim_at(&shared().await?.url(), &["sql", "--format", "csv"], &text).await?;
+    let piped = essaim_reads(&shared().await?.url(), &["sql", "--format", "csv"], &text).await?;
     assert_eq!(
         (piped.code, piped.out.as_str()),
         (0, "s\n25\n"),
@@ -137,10 +97,10 @@ async fn exit_codes_tell_failed_unreachable_and_refused_apart() -> Result<()> {
     assert_eq!(missing.code, 2, "{missing:?}");
     assert!(missing.err.contains("/no/such/file.sql"), "{missing:?}");
 
-    let unreachable = essaim_at("http://127.0.0.1:1", &["sql", "-c", "SELECT 1"], "").await?;
+    let unreachable = command::essaim("http://127.0.0.1:1", &["sql", "-c", "SELECT 1"]).await?;
     assert_eq!(unreachable.code, 3, "{unreachable:?}");
     assert!(unreachable.err.contains("127.0.0.1:1"), "{unreachable:?}");
-    let unreachable = essaim_at("http://127.0.0.1:1", &["jobs"], "").await?;
+    let unreachable = command::essaim("http://127.0.0.1:1", &["jobs"]).await?;
     assert_eq!(unreachable.code, 3, "{unreachable:?}");
 
     for arguments in [
@@ -207,7 +167,7 @@ async fn a_job_that_fails_ends_submit_with_one() -> Result<()> {
     ]
     .concat();
     let cluster = shared().await?;
-    let ended = essaim_at(&cluster.url(), &["submit", "-", "--wait"], &sql).await?;
+    let ended = essaim_reads(&cluster.url(), &["submit", "-", "--wait"], &sql).await?;
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(ended.err.contains("target"), "{ended:?}");
     Ok(())
@@ -224,7 +184,7 @@ async fn a_running_job_is_cancelled_by_its_name() -> Result<()> {
     .concat();
     let cluster = shared().await?;
     let name = unique("endless");
-    let submitted = essaim_at(
+    let submitted = essaim_reads(
         &cluster.url(),
         &["submit", "-", "--name", &name, "--json"],
         &sql,
@@ -257,7 +217,7 @@ async fn local_is_a_whole_cluster_in_one_process() -> Result<()> {
         "{}SELECT sum(value) AS s FROM numbers",
         numbers("numbers", 1000)
     );
-    let ended = essaim_at(
+    let ended = essaim_reads(
         "http://127.0.0.1:1",
         &["local", "--format", "csv", "-c", &select],
         "",

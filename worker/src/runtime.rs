@@ -66,3 +66,38 @@ pub(crate) fn computed_on<T: Send + 'static>(
     })
     .boxed()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc as blocking;
+    use std::time::Duration;
+    use tokio::sync::oneshot;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    // On one thread, so that whoever blocks it blocks the test.
+    #[tokio::test]
+    async fn a_stream_that_blocks_its_thread_leaves_its_reader_free() {
+        let threads = TaskThreads::start().unwrap();
+        let (go, wait) = blocking::channel();
+        let items = stream::once(async move { wait.recv_timeout(LONG).unwrap() }).boxed();
+        let mut items = computed_on(&threads.handle(), items);
+        let free = async { go.send(7).unwrap() };
+        let (item, ()) = tokio::join!(items.next(), free);
+        assert_eq!(item, Some(7));
+        assert_eq!(items.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_when_nobody_reads_it_any_more() {
+        let threads = TaskThreads::start().unwrap();
+        let (held, gone) = oneshot::channel::<()>();
+        let items = stream::once(async move {
+            let _held = held;
+            std::future::pending::<u8>().await
+        });
+        drop(computed_on(&threads.handle(), items.boxed()));
+        assert!(gone.await.is_err(), "it is dropped, not completed");
+    }
+}

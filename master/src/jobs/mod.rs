@@ -28,7 +28,6 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 
 /// Jobs that wait or run at a time; one more is refused.
 pub(crate) const MAX_OPEN_JOBS: usize = 1_000;
@@ -50,8 +49,6 @@ pub struct Jobs {
     known: Mutex<Known>,
     events: Arc<Events>,
     fence: Fence,
-    /// Why this master owns the state dir no longer, once that is so.
-    taken_over: watch::Sender<Option<Error>>,
     pub(crate) meters: Meters,
     /// Jobs that were not taken because too many were open.
     pub(crate) refused: Counter,
@@ -91,7 +88,6 @@ impl Jobs {
             known: Mutex::new(known),
             events,
             fence: Fence::default(),
-            taken_over: watch::Sender::new(None),
             meters: Meters::default(),
             refused: Counter::default(),
             ended: Mutex::default(),
@@ -151,23 +147,16 @@ impl Jobs {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.check_fence().await
-                && error.kind() == ErrorKind::Invalid
-            {
-                tracing::error!(%error, "the jobs of this master end");
-                self.taken_over.send_replace(Some(error));
+            let outcome = self.check_fence().await;
+            if outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid) {
                 return;
             }
         }
     }
 
-    /// Returns once [`Self::watch_state_dir`] has found another master.
+    /// Returns once another master is known to have taken the state dir over.
     pub async fn taken_over(&self) -> Error {
-        let mut seen = self.taken_over.subscribe();
-        let found = seen.wait_for(Option::is_some).await;
-        // The sender is ours, so it is there.
-        let found = found.ok().and_then(|error| error.clone());
-        found.unwrap_or_else(|| Error::internal("nobody looks after the state dir"))
+        self.fence.lost().await
     }
 
     /// Takes in a job and stores it. A streaming job that has ended is taken up again by its name: it keeps its id and

@@ -4,7 +4,8 @@ use crate::scrape::{Scrape, promtool};
 use crate::{COUNT_EVENTS, declare_events, event};
 use anyhow::{Context, Result};
 use essaim_tests::client::Client;
-use essaim_tests::cluster::{Cluster, http_get};
+use essaim_tests::cluster::Cluster;
+use essaim_tests::http;
 use essaim_tests::kafka::Topic;
 use essaim_tests::postgres::Database;
 use essaim_tests::sql::numbers;
@@ -206,18 +207,18 @@ async fn a_worker_that_is_lost_is_counted_and_its_series_end() -> Result<()> {
 async fn a_worker_is_ready_while_its_master_knows_it() -> Result<()> {
     let mut cluster = Cluster::start(1, 1).await?;
     let address = cluster.workers()[0].http;
-    assert_eq!(http_get(address, "/healthz").await?.0, 200);
-    assert_eq!(http_get(address, "/readyz").await?.0, 200);
-    assert_eq!(http_get(address, "/no-such-page").await?.0, 404);
+    assert_eq!(http::get(address, "/healthz").await?.0, 200);
+    assert_eq!(http::get(address, "/readyz").await?.0, 200);
+    assert_eq!(http::get(address, "/no-such-page").await?.0, 404);
     cluster.kill_master();
     wait_for("the worker to miss its master", SOON, async || {
-        Ok((http_get(address, "/readyz").await?.0 == 503).then_some(()))
+        Ok((http::get(address, "/readyz").await?.0 == 503).then_some(()))
     })
     .await?;
-    assert_eq!(http_get(address, "/healthz").await?.0, 200);
+    assert_eq!(http::get(address, "/healthz").await?.0, 200);
     cluster.restart_master().await?;
     wait_for("the worker to find its master", SOON, async || {
-        Ok((http_get(address, "/readyz").await?.0 == 200).then_some(()))
+        Ok((http::get(address, "/readyz").await?.0 == 200).then_some(()))
     })
     .await?;
     let scrape = Scrape::of(address, false).await?;

@@ -1,7 +1,7 @@
 //! A scrape: asked for over HTTP, checked by promtool, and taken apart.
 
 use anyhow::{Context, Result, ensure};
-use essaim_tests::cluster::http_get;
+use essaim_tests::http;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ impl Scrape {
     /// # Errors
     /// No page, or promtool finds fault with it.
     pub async fn of(address: SocketAddr, check: bool) -> Result<Self> {
-        let (status, text) = http_get(address, "/metrics").await?;
+        let (status, text) = http::get(address, "/metrics").await?;
         ensure!(status == 200, "GET /metrics: {status}: {text}");
         if check {
             promtool(&["check", "metrics"], &text)?;
