@@ -37,6 +37,7 @@ impl MasterArgs {
         Logging {
             format: self.log_format,
             default_filter: SERVER_FILTER,
+            service: Some("essaim-master"),
         }
     }
 
@@ -82,6 +83,7 @@ impl WorkerArgs {
         Logging {
             format: self.log_format,
             default_filter: SERVER_FILTER,
+            service: Some("essaim-worker"),
         }
     }
 }

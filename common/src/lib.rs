@@ -24,6 +24,7 @@ pub mod sinks;
 pub mod sources;
 pub mod stream;
 pub mod table;
+pub mod trace;
 pub mod windows;
 
 pub use error::{Error, ErrorKind, Result};

@@ -11,7 +11,7 @@ use essaim_common::ipc::{self, Decoder};
 use essaim_common::late::LateFilterExec;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, Result, trace};
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1::{
     DropBroadcastsRequest, DropBroadcastsResponse, PutBroadcastRequest, PutBroadcastResponse,
@@ -339,8 +339,9 @@ impl Tasks for TaskService {
     type RunStream = BoxStream<'static, Result<RunResponse, Status>>;
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let span = task_span(&request);
+        trace::adopt(&span, &metadata);
         let start = || span.in_scope(|| self.start(request));
         let started = std::panic::catch_unwind(AssertUnwindSafe(start))
             .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
