@@ -6,7 +6,7 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test chaos soak lint bench services services-stop setup
+.PHONY: demo test test-containers pages chaos soak lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
@@ -16,8 +16,21 @@ demo:
 
 # Every test, against a private PostgreSQL and Kafka that stay up for the next time.
 # ARGS are cargo test's: `make test ARGS="-p essaim-common decimal"`.
-test: services
+test: services pages
 	@scripts/test $(ARGS)
+
+# The charts of the status pages, for `cargo build` to embed; a build without them has pages that show figures alone.
+pages: web/dist/charts.js
+
+web/dist/charts.js: web/charts/charts.js web/charts/charts.css web/package-lock.json
+	@scripts/setup pages
+	@cd web && npm run --silent build
+
+# Essaim in containers, as docker/compose.yaml runs it, while they are killed, cut off, restarted and stopped. Installs docker
+# and starts its daemon where there is none; the first time it makes or pulls the images, which takes minutes.
+test-containers: setup pages
+	@cargo build --quiet --locked --bin essaim
+	@tests/containers/run "$(CARGO_TARGET_DIR)/debug/essaim"
 
 # A loaded streaming job while its workers, master, broker, database and connections die: each row is in each sink once.
 # ROUNDS and SEED say how long and what goes wrong. `make test` runs 10 rounds of it.

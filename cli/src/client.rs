@@ -1,6 +1,8 @@
 //! A connection to the master, and what becomes of errors: one paragraph and an exit code.
 
+use crate::security::{TlsArgs, TokenArgs};
 use anyhow::Result;
+use essaim_common::net::{Credentials, Link, link};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::jobs_client::JobsClient;
 use std::error::Error as _;
@@ -8,7 +10,6 @@ use std::future::Future;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
 /// Where the master listens unless it is told otherwise.
@@ -26,6 +27,21 @@ pub struct MasterAddress {
     /// The master's gRPC address.
     #[arg(long, env = "ESSAIM_MASTER", value_name = "URL", default_value = DEFAULT_MASTER)]
     pub master: String,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+impl MasterAddress {
+    /// A master that is trusted as it stands: in this process, or of this process's own.
+    pub fn plain(address: &str) -> Self {
+        Self {
+            master: address.to_owned(),
+            tls: TlsArgs::default(),
+            token: TokenArgs::default(),
+        }
+    }
 }
 
 /// Why a command ends without success; each has an exit code.
@@ -92,7 +108,11 @@ impl From<Status> for Failure {
             return Self::Unreachable(format!("the connection to the master broke: {message}"));
         }
         match status.code() {
-            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists => Self::Refused(message),
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::Unauthenticated
+            | Code::PermissionDenied => Self::Refused(message),
             _ => Self::Failed(message),
         }
     }
@@ -130,29 +150,24 @@ fn describe(error: &anyhow::Error) -> (u8, String) {
 /// Connects to the master.
 ///
 /// # Errors
-/// [`Failure::Usage`] for an address that is none, [`Failure::Unreachable`] if nobody answers.
-pub async fn connect(address: &str) -> Result<JobsClient<Channel>, Failure> {
+/// [`Failure::Usage`] for an address that is none or a certificate or token that is none, [`Failure::Unreachable`] if
+/// nobody answers.
+pub async fn connect(master: &MasterAddress) -> Result<JobsClient<Link>, Failure> {
+    let address = &master.master;
     let url = if address.contains("://") {
         address.to_owned()
     } else {
         format!("http://{address}")
     };
-    if !url.starts_with("http://") {
-        return Err(Failure::Usage(format!(
-            "the master's address {address} must look like {DEFAULT_MASTER}"
-        )));
-    }
-    let endpoint = Endpoint::from_shared(url.clone())
-        .map_err(|e| {
-            Failure::Usage(format!(
-                "the master's address {address} is no URL ({e}): write it like {DEFAULT_MASTER}"
-            ))
-        })?
-        .connect_timeout(CONNECT_TIMEOUT)
+    let identity = master.tls.identity(&master.token)?;
+    let usage = |error: essaim_common::Error| Failure::Usage(error.to_string());
+    let credentials = Credentials::of(&identity).map_err(usage)?;
+    let endpoint = link::endpoint(&url, &identity, CONNECT_TIMEOUT)
+        .map_err(|error| Failure::Usage(format!("the master's address: {error}")))?
         .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .user_agent(concat!("essaim/", env!("CARGO_PKG_VERSION")))
+        .user_agent(format!("essaim/{}", essaim_proto::VERSION))
         .map_err(|e| Failure::Usage(e.to_string()))?;
     let channel = endpoint.connect().await.map_err(|error| {
         Failure::Unreachable(format!(
@@ -160,7 +175,7 @@ pub async fn connect(address: &str) -> Result<JobsClient<Channel>, Failure> {
             root_cause(&error)
         ))
     })?;
-    Ok(JobsClient::new(channel)
+    Ok(JobsClient::new(Link::new(channel, credentials))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
@@ -240,7 +255,9 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             listener.local_addr().unwrap().port()
         };
-        let failure = connect(&format!("127.0.0.1:{port}")).await.unwrap_err();
+        let failure = connect(&MasterAddress::plain(&format!("127.0.0.1:{port}")))
+            .await
+            .unwrap_err();
         assert_eq!(failure.exit_code(), 3);
         let text = failure.to_string();
         assert!(text.contains(&format!("http://127.0.0.1:{port}")), "{text}");
@@ -255,7 +272,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = tokio::spawn(async move { drop(listener.accept().await) });
-        let mut client = connect(&address).await.unwrap();
+        let mut client = connect(&MasterAddress::plain(&address)).await.unwrap();
         server.await.unwrap();
         let list = essaim_proto::v1::ListRequest { limit: 1 };
         let failure = answer(client.list(list)).await.unwrap_err();
@@ -264,7 +281,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_of_another_scheme_is_wrong_usage() {
-        let failure = connect("kafka://localhost:9092").await.unwrap_err();
+        let failure = connect(&MasterAddress::plain("kafka://localhost:9092"))
+            .await
+            .unwrap_err();
         assert_eq!(failure.exit_code(), 2);
     }
 }

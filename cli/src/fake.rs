@@ -1,8 +1,9 @@
 //! A master for the tests of this crate: answers from a script and notes what it was asked.
 
-use crate::client;
+use crate::client::{self, MasterAddress};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use essaim_common::ipc::Encoder;
+use essaim_common::net::Link;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::jobs_server::{Jobs, JobsServer};
 use essaim_proto::v1::query_response::Part;
@@ -15,7 +16,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use std::sync::{Arc, Mutex};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 /// How many watchers are cut off before one is told the end.
@@ -59,8 +60,10 @@ impl Fake {
         fake
     }
 
-    pub async fn client(&self) -> JobsClient<Channel> {
-        client::connect(&self.address).await.unwrap()
+    pub async fn client(&self) -> JobsClient<Link> {
+        client::connect(&MasterAddress::plain(&self.address))
+            .await
+            .unwrap()
     }
 
     /// Setup and SQL of each query so far.
@@ -97,6 +100,7 @@ impl Jobs for Fake {
             return Err(Status::invalid_argument("line 1, column 1: nonsense"));
         }
         Ok(Response::new(SubmitResponse {
+            queue_position: 0,
             job_id: "0190".into(),
         }))
     }

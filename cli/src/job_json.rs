@@ -45,7 +45,7 @@ pub fn kind(kind: JobKind) -> String {
 
 /// The answer to `submit`.
 pub fn submitted(response: &SubmitResponse) -> Value {
-    json!({ "job_id": response.job_id })
+    json!({ "job_id": response.job_id, "queue_position": response.queue_position })
 }
 
 /// The answer to `jobs`.
@@ -66,6 +66,7 @@ pub fn job(job: &Job) -> Value {
         "sql": job.sql,
         "state": state(job.state()),
         "message": job.message,
+        "queue_position": job.queue_position,
         "submitted_at": rfc3339(job.submitted_ms),
         "started_at": rfc3339(job.started_ms),
         "ended_at": rfc3339(job.ended_ms),

@@ -37,7 +37,7 @@ pub fn table(jobs: &[Job]) -> String {
             job.id.clone(),
             one_line(&job.name),
             kind(job.kind()),
-            state(job.state()),
+            state_in_queue(job),
             rfc3339(job.submitted_ms).unwrap_or_default(),
             seconds(job).map(|s| format!("{s:.1}")).unwrap_or_default(),
             flow.map(|flow| epoch_text::rate(flow.input_rows_per_second))
@@ -48,6 +48,14 @@ pub fn table(jobs: &[Job]) -> String {
         ]);
     }
     table.trim_fmt()
+}
+
+/// A job's state, and which place it has in the queue.
+pub fn state_in_queue(job: &Job) -> String {
+    match job.queue_position {
+        0 => state(job.state()),
+        position => format!("{} (number {position})", state(job.state())),
+    }
 }
 
 /// How a job ended, in one line.
@@ -87,7 +95,7 @@ pub fn status(job: &Job, now_ms: i64) -> String {
     if is_streaming {
         field("kind", kind(job.kind()));
     }
-    field("state", state(job.state()));
+    field("state", state_in_queue(job));
     field("message", one_line(&job.message));
     field("submitted", rfc3339(job.submitted_ms).unwrap_or_default());
     field("started", rfc3339(job.started_ms).unwrap_or_default());
@@ -381,6 +389,17 @@ in all:     42 epochs, 1,000,000 rows in, 17 rows out, 3 late, 0 skipped, 0 dead
             .collect();
         assert_eq!(lines[2][2..4], ["streaming", "running"], "{text}");
         assert_eq!(lines[2][5..], ["2.3", "12,000"], "{text}");
+    }
+
+    #[test]
+    fn a_queued_job_shows_its_place() {
+        let queued = Job {
+            state: JobState::Queued.into(),
+            queue_position: 3,
+            ..job()
+        };
+        assert!(status(&queued, 0).contains("state:      queued (number 3)\n"));
+        assert!(table(&[queued]).contains(" queued (number 3) "));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::watch::{View, now_ms, watch};
 use anyhow::{Context, Result};
 use essaim_proto::v1::{
     CancelRequest, GetRequest, Job, JobKind, JobState, ListRequest, StopRequest, SubmitRequest,
+    SubmitResponse,
 };
 use std::io::{Read, Write};
 
@@ -92,7 +93,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
         from_scratch: args.from_scratch,
     };
     let (mut client, submitted) = client::interruptible(async {
-        let mut client = client::connect(&args.address.master).await?;
+        let mut client = client::connect(&args.address).await?;
         let submitted = client::answer(client.submit(submit)).await?;
         Ok((client, submitted))
     })
@@ -102,6 +103,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
         if args.json {
             return Ok(job_json::print(&job_json::submitted(&submitted))?);
         }
+        say_place(&submitted);
         return say(&id);
     }
     if !args.json {
@@ -126,7 +128,7 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
 /// # Errors
 /// The master cannot be reached.
 pub async fn list(args: JobsArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let request = ListRequest { limit: args.limit };
     let listed = client::answer(client.list(request)).await?;
     if args.json {
@@ -140,7 +142,7 @@ pub async fn list(args: JobsArgs) -> Result<()> {
 /// # Errors
 /// There is no such job, or, with `--watch`, it does not succeed.
 pub async fn status(args: StatusArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let job = if args.watch {
         watch(&mut client, &args.job, View::epochs(args.json)).await?
     } else {
@@ -162,7 +164,7 @@ pub async fn status(args: StatusArgs) -> Result<()> {
 /// # Errors
 /// There is no such job; it is a batch job; it fails or is cancelled before it has stopped.
 pub async fn stop(args: StopArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let request = StopRequest {
         job_id: args.job.clone(),
     };
@@ -191,7 +193,7 @@ pub async fn stop(args: StopArgs) -> Result<()> {
 /// # Errors
 /// There is no such job.
 pub async fn cancel(args: CancelArgs) -> Result<()> {
-    let mut client = client::connect(&args.address.master).await?;
+    let mut client = client::connect(&args.address).await?;
     let request = CancelRequest {
         job_id: args.job.clone(),
     };
@@ -204,6 +206,16 @@ pub async fn cancel(args: CancelArgs) -> Result<()> {
         say(&had_ended(&args.job, state))
     } else {
         say(&format!("job {} is cancelled", args.job))
+    }
+}
+
+/// Tells a person, not a script, that the job waits.
+fn say_place(submitted: &SubmitResponse) {
+    if submitted.queue_position > 0 {
+        eprintln!(
+            "queued: number {} of those that wait for other jobs to end",
+            submitted.queue_position
+        );
     }
 }
 

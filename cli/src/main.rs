@@ -1,15 +1,18 @@
 //! The command line: one binary that is a master, a worker, a whole cluster or a client.
 
 mod client;
+mod config;
 mod demo;
 mod epoch_text;
 #[cfg(test)]
 mod fake;
+mod health;
 mod job_json;
 mod job_text;
 mod jobs;
 mod logging;
 mod progress;
+mod security;
 mod serve;
 mod sql;
 mod text;
@@ -28,13 +31,16 @@ Exit codes:
   1    the job or query failed or was cancelled
   2    wrong usage
   3    the master cannot be reached
-  4    the master refused the request: invalid SQL, no such job
+  4    the master refused the request: invalid SQL, no such job, not allowed
   130  interrupted";
 
 /// SQL over Kafka, Postgres and files, on one master and many workers.
 #[derive(Debug, Parser)]
-#[command(name = "essaim", version = essaim_proto::VERSION, after_help = EXIT_CODES)]
+#[command(name = "essaim", version = essaim_proto::VERSION.as_str(), after_help = EXIT_CODES)]
 struct Cli {
+    /// A TOML file with the tables [master], [worker] and [client]; its keys are their flags.
+    #[arg(long, global = true, env = "ESSAIM_CONFIG", value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -51,6 +57,8 @@ enum Command {
     /// Run a job on a cluster, a broker and a database of its own, and kill a worker meanwhile.
     #[command(after_help = EXIT_CODES)]
     Demo(demo::DemoArgs),
+    /// Ask whether a server on this machine serves: exit code 0 if one does, else 1.
+    Health(health::HealthArgs),
     /// Run SQL: one statement, a file, or a shell.
     #[command(after_help = EXIT_CODES)]
     Sql(sql::SqlArgs),
@@ -69,10 +77,15 @@ enum Command {
     /// End a job at once.
     #[command(after_help = EXIT_CODES)]
     Cancel(jobs::CancelArgs),
+    /// Show which settings are in force, and whether they come from a file, the environment or a flag.
+    Config(config::ConfigArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(failure) => return client::report(&failure.into()),
+    };
     let logging = cli.command.logging();
     let done = runtime(&cli.command)
         .map_err(anyhow::Error::from)
@@ -116,6 +129,7 @@ impl Command {
             Self::Master(args) => serve::master(args).await,
             Self::Worker(args) => serve::worker(args).await,
             Self::Demo(args) => demo::run(args).await,
+            Self::Health(args) => health::health(args).await,
             // These two look after Ctrl-C themselves: a shell goes on after it.
             Self::Local(args) => serve::local(args).await,
             Self::Sql(args) => sql::run(args).await,
@@ -124,6 +138,7 @@ impl Command {
             Self::Status(args) => client::interruptible(jobs::status(args)).await,
             Self::Stop(args) => client::interruptible(jobs::stop(args)).await,
             Self::Cancel(args) => client::interruptible(jobs::cancel(args)).await,
+            Self::Config(args) => config::show(&args),
         }
     }
 }

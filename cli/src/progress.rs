@@ -1,6 +1,6 @@
 //! A bar on standard error while a job or query takes long, if somebody is there to see it.
 
-use crate::epoch_text;
+use crate::{epoch_text, job_text};
 use essaim_proto::v1::{Job, JobKind};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -38,6 +38,8 @@ impl Progress {
             return;
         }
         let is_streaming = job.kind() == JobKind::Streaming;
+        let queued = (job.queue_position > 0).then(|| job_text::state_in_queue(job));
+        let message = queued.unwrap_or_else(|| job.message.clone());
         let bar = self.bar.get_or_insert_with(|| {
             // A streaming job comes no nearer to its end.
             let template = if is_streaming {
@@ -60,7 +62,7 @@ impl Progress {
         let (position, length) = done.bar();
         bar.set_length(length);
         bar.set_position(position);
-        bar.set_message(done.text(self.started.elapsed(), &job.message));
+        bar.set_message(done.text(self.started.elapsed(), &message));
     }
 
     /// Takes the bar away for good: rows or a result follow.

@@ -1,8 +1,11 @@
 //! The servers: a master, a worker, or a whole cluster in this process.
 
+use crate::client::MasterAddress;
 use crate::logging::{LogFormat, Logging};
+use crate::security::{GateArgs, TlsArgs, TokenArgs};
 use crate::sql;
 use anyhow::Result;
+use essaim_common::access::{self, Access, DEFAULT_ENV_PREFIXES};
 use essaim_master::{Master, MasterConfig};
 use essaim_worker::{Worker, WorkerConfig};
 use std::io::Write;
@@ -26,9 +29,19 @@ pub struct MasterArgs {
     /// What the master's own operators may hold in memory.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// What the names of variables begin with that jobs may use as ${NAME}.
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',', default_value = DEFAULT_ENV_PREFIXES)]
+    env_prefixes: Vec<String>,
+    /// Folders and s3://bucket/path below which jobs may read and write files; none for no files [default: anywhere].
+    #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
+    file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
     #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 impl MasterArgs {
@@ -48,6 +61,7 @@ impl MasterArgs {
             http: Some(self.http),
             state_dir: self.state_dir.clone(),
             memory_bytes: self.memory.0,
+            security: self.gate.master(&self.tls),
         }
     }
 }
@@ -72,9 +86,18 @@ pub struct WorkerArgs {
     /// What all tasks together may hold in memory before they spill to disk.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// Folders and s3://bucket/path below which jobs may read and write files; none for no files [default: anywhere].
+    #[arg(long, value_name = "DIR,…", value_delimiter = ',')]
+    file_roots: Vec<String>,
     /// How log lines are written to standard error; ESSAIM_LOG filters them.
     #[arg(long, env = "ESSAIM_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    token: TokenArgs,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 impl WorkerArgs {
@@ -106,6 +129,10 @@ pub struct LocalArgs {
 /// An address that is taken, a state dir that cannot be opened.
 pub async fn master(args: MasterArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    limit(
+        Access::new(&args.env_prefixes, &args.file_roots)?,
+        args.listen,
+    )?;
     let master = Master::start(args.config()).await?;
     announce(master.address(), master.http_address())?;
     signals.next().await;
@@ -123,7 +150,10 @@ pub async fn master(args: MasterArgs) -> Result<()> {
 /// An address that is taken, a master that refuses this worker.
 pub async fn worker(args: WorkerArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    // Variables are filled in by the master.
+    limit(Access::new(&[], &args.file_roots)?, args.listen)?;
     let config = WorkerConfig {
+        security: args.gate.worker(&args.tls, &args.token)?,
         master: args.master,
         listen: args.listen,
         http: Some(args.http),
@@ -152,6 +182,7 @@ pub async fn worker(args: WorkerArgs) -> Result<()> {
 /// What the SQL ends with.
 pub async fn local(args: LocalArgs) -> Result<()> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    access::limit(Access::unlimited())?;
     let state = tempfile::Builder::new().prefix("essaim-").tempdir()?;
     let master = Master::start(MasterConfig {
         listen: loopback,
@@ -179,6 +210,7 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         "a master at {address} and {} workers of {slots} slots in this process",
         workers.len()
     );
+    let address = MasterAddress::plain(&address);
     let done = sql::run_at(&address, args.input, &greeting).await;
     let stop = async {
         futures::future::join_all(workers.into_iter().map(Worker::drain)).await;
@@ -189,6 +221,16 @@ pub async fn local(args: LocalArgs) -> Result<()> {
         _ = tokio::signal::ctrl_c() => {}
     }
     done
+}
+
+/// Says what jobs may use of this process, and warns if that is every file.
+fn limit(access: Access, listen: SocketAddr) -> Result<()> {
+    if !access.confines_files() && !listen.ip().is_loopback() {
+        tracing::warn!(
+            "whoever may submit a job can read and write every file that this process can: name folders with --file-roots"
+        );
+    }
+    Ok(access::limit(access)?)
 }
 
 /// One line on standard output, so that whoever asked for port 0 learns the addresses.

@@ -5,12 +5,12 @@ use crate::jobs::has_ended;
 use crate::progress::Progress;
 use crate::{epoch_text, job_json, job_text};
 use anyhow::Result;
+use essaim_common::net::Link;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::{EpochProgress, EpochsRequest, Job, JobKind, WatchRequest};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
-use tonic::transport::Channel;
 
 /// How long a watcher looks for a master that went away: jobs survive it, so the watch should.
 const MASTER_AWAY: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ impl View {
         })
     }
 
-    async fn show(&mut self, client: &mut JobsClient<Channel>, job: &Job) -> Result<()> {
+    async fn show(&mut self, client: &mut JobsClient<Link>, job: &Job) -> Result<()> {
         match self {
             Self::Bar(bar) => bar.update(job),
             Self::Epochs(epochs) if job.kind() != JobKind::Streaming => epochs.bar.update(job),
@@ -80,7 +80,7 @@ enum Form {
 }
 
 impl Epochs {
-    async fn show(&mut self, client: &mut JobsClient<Channel>, job: &Job) -> Result<()> {
+    async fn show(&mut self, client: &mut JobsClient<Link>, job: &Job) -> Result<()> {
         match &mut self.form {
             Form::Screen(screen) => {
                 let screen = screen.get_or_insert_with(|| {
@@ -112,7 +112,7 @@ impl Epochs {
     /// come faster: those in between are asked for.
     async fn unseen(
         &mut self,
-        client: &mut JobsClient<Channel>,
+        client: &mut JobsClient<Link>,
         job: &Job,
     ) -> Result<Vec<EpochProgress>, Failure> {
         let Some(last) = &job.last_epoch else {
@@ -149,7 +149,7 @@ impl Drop for Epochs {
 ///
 /// # Errors
 /// There is no such job; the master has been away for a minute; standard output is closed.
-pub async fn watch(client: &mut JobsClient<Channel>, job: &str, mut view: View) -> Result<Job> {
+pub async fn watch(client: &mut JobsClient<Link>, job: &str, mut view: View) -> Result<Job> {
     let mut id = job.to_owned();
     let mut last_heard = Instant::now();
     loop {
@@ -173,7 +173,7 @@ pub async fn watch(client: &mut JobsClient<Channel>, job: &str, mut view: View) 
 
 /// Follows a job until it ends or the stream does. `id` becomes the job's own.
 async fn follow(
-    client: &mut JobsClient<Channel>,
+    client: &mut JobsClient<Link>,
     id: &mut String,
     view: &mut View,
     last_heard: &mut Instant,

@@ -80,6 +80,14 @@ impl Error {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Internal)
     }
 
+    /// The same error with something more to know behind.
+    pub fn with_hint(self, hint: impl std::fmt::Display) -> Self {
+        Self {
+            kind: self.kind,
+            message: format!("{}; {hint}", self.message),
+        }
+    }
+
     /// The same error with the place it happened in front.
     pub fn context(self, place: impl std::fmt::Display) -> Self {
         Self {

@@ -4,14 +4,18 @@
 //! folder for each, [`scan`] and [`sink`] are the nodes that run them inside a DataFusion plan, [`codec`] and [`ipc`]
 //! carry plans and rows between processes, [`session`] sets up the engine the same on both sides.
 
+pub mod access;
+pub mod bad_records;
 pub mod broadcast;
 pub mod codec;
+mod confined;
 pub mod connector;
 pub mod error;
 pub mod functions;
 pub mod ipc;
 pub mod late;
 pub mod metrics;
+pub mod net;
 pub mod object_stores;
 pub mod options;
 pub mod outputs;

@@ -1,5 +1,7 @@
 //! Where files live: the local file system and S3 buckets, the same on master and worker for any URL in a plan.
 
+use crate::access::access;
+use crate::confined::Confined;
 use crate::error::{Error, ErrorKind, Result};
 use crate::secret::redact;
 use datafusion::error::DataFusionError;
@@ -24,20 +26,62 @@ pub struct Stores {
     others: parking_lot::Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
 }
 
-/// The stores of this process, for DataFusion's `RuntimeEnv`.
+/// The stores of this process as jobs may use them, for DataFusion's `RuntimeEnv`.
 pub fn registry() -> Arc<Stores> {
     Arc::clone(&STORES)
 }
 
-/// The store of a location and the path in it: `s3://bucket/path`, `file:///path` or a plain path.
+/// The store of a job's location and the path in it: `s3://bucket/path`, `file:///path` or a plain path.
 ///
 /// # Errors
-/// A scheme that is none of these, or an `AWS_*` variable that is wrong.
+/// A scheme that is none of these, a place that jobs may not use, or an `AWS_*` variable that is wrong.
 pub fn open(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let (url, path) = place(location)?;
+    access().check_stored(&key(&url), &path)?;
+    Ok((STORES.for_jobs(&url)?, path))
+}
+
+/// The store of a job's base, `s3://bucket` or `file://`, which looks at each path that it is asked for.
+///
+/// # Errors
+/// As [`open`].
+pub fn store(base: &str) -> Result<Arc<dyn ObjectStore>> {
+    STORES.for_jobs(&parse(&format!("{base}/"))?)
+}
+
+/// The store of a location of this process itself, wherever it is, and the path in it.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_own(location: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let (url, path) = place(location)?;
+    Ok((STORES.store(&url)?, path))
+}
+
+/// Checks that jobs may use a location; of a pattern, what comes before its first wildcard.
+///
+/// # Errors
+/// They may not, or it is no location.
+pub fn check(location: &str) -> Result<()> {
+    if !access().confines_files() {
+        return Ok(());
+    }
+    let fixed = match location.find(['*', '?', '[']) {
+        Some(wildcard) => match location[..wildcard].rfind('/') {
+            Some(slash) => &location[..=slash],
+            None => ".",
+        },
+        None => location,
+    };
+    let (url, path) = place(fixed)?;
+    access().check_stored(&key(&url), &path)
+}
+
+fn place(location: &str) -> Result<(Url, Path)> {
     let url = parse(location)?;
     let path = Path::from_url_path(url.path())
         .map_err(|e| Error::invalid(format!("location {}: {e}", redact(location))))?;
-    Ok((STORES.store(&url)?, path))
+    Ok((url, path))
 }
 
 /// A location as a URL; a plain path is made absolute. Ends in `/` if the location does.
@@ -80,6 +124,14 @@ pub fn failed(place: impl Display, error: &object_store::Error) -> Error {
 }
 
 impl Stores {
+    fn for_jobs(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        let store = self.store(url)?;
+        Ok(match access().confines_files() {
+            true => Arc::new(Confined::new(store, &key(url), access())),
+            false => store,
+        })
+    }
+
     fn store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
         if url.scheme() == "file" {
             return Ok(Arc::clone(&self.local) as _);
@@ -121,7 +173,7 @@ impl ObjectStoreRegistry for Stores {
     }
 
     fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>, DataFusionError> {
-        Ok(self.store(url)?)
+        Ok(self.for_jobs(url)?)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The OPTIONS of a table: each is taken once, by name and type; what is left over is an error with a suggestion.
 
+use crate::access::access;
 use crate::error::{Error, Result};
-use crate::secret::Secret;
+use crate::secret::{Secret, fill};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -12,13 +13,15 @@ pub struct Options {
     table: String,
     values: BTreeMap<String, Secret>,
     known: Vec<&'static str>,
+    /// The variables that were filled in and their values, which no error shows.
+    variables: Vec<(String, Secret)>,
 }
 
 impl Options {
     /// The options of `table`, as DataFusion hands them over, with `${VAR}` filled in.
     ///
     /// # Errors
-    /// A variable that is not set.
+    /// A variable that is not set or not for jobs.
     pub fn new<'a>(
         table: &str,
         values: impl IntoIterator<Item = (&'a String, &'a String)>,
@@ -30,8 +33,14 @@ impl Options {
         for (name, value) in values {
             // DataFusion puts a name without a dot into its namespace `format`.
             let name = name.strip_prefix("format.").unwrap_or(name);
-            let value = Secret::expand(value)
-                .map_err(|e| e.context(format!("table {table}, option {name}")))?;
+            let filled = fill(value, |variable| {
+                let value = access().variable(variable)?;
+                let hidden = (variable.to_owned(), Secret::new(value.as_str()));
+                options.variables.push(hidden);
+                Ok(value)
+            })
+            .map_err(|e| e.context(format!("table {table}, option {name}")))?;
+            let value = Secret::new(filled);
             options.values.insert(name.to_ascii_lowercase(), value);
         }
         Ok(options)
@@ -130,14 +139,8 @@ impl Options {
         let Some(name) = self.values.keys().next() else {
             return Ok(());
         };
-        let nearest = self
-            .known
-            .iter()
-            .map(|known| (distance(name, known), *known))
-            .min()
-            .filter(|(distance, _)| *distance <= 3);
-        let hint = match nearest {
-            Some((_, known)) => format!("did you mean {known}?"),
+        let hint = match nearest(name, self.known.iter().copied()) {
+            Some(known) => format!("did you mean {known}?"),
             None => {
                 let mut known = self.known.clone();
                 known.sort_unstable();
@@ -148,26 +151,27 @@ impl Options {
         Err(self.error(format!("unknown option {name}: {hint}")))
     }
 
-    /// An error that names the table.
+    /// An error that names the table. What was filled in for a variable is shown as the variable again.
     pub fn error(&self, message: impl Display) -> Error {
+        let mut message = message.to_string();
+        for (name, value) in &self.variables {
+            // A text as short as that is no secret, and stands in any message by chance.
+            if value.expose().len() > 3 {
+                message = message.replace(value.expose(), &format!("${{{name}}}"));
+            }
+        }
         Error::invalid(format!("table {}: {message}", self.table))
     }
 }
 
-/// Levenshtein distance between two names.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+/// The known name that somebody who wrote `name` may have meant: three letters away at most.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|known| (strsim::levenshtein(name, known), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map(|(_, known)| known)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Values that may hold a password: `${VAR}` is filled in from the master's environment, and nothing is shown.
 
+use crate::access::access;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -18,26 +19,9 @@ impl Secret {
     /// Fills in every `${VAR}` from the environment.
     ///
     /// # Errors
-    /// A variable that is not set, or a `${` without its `}`.
+    /// A variable that is not set or not for jobs, or a `${` without its `}`.
     pub fn expand(text: &str) -> Result<Self> {
-        let mut filled = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(start) = rest.find("${") {
-            let (before, from) = rest.split_at(start);
-            let Some(end) = from.find('}') else {
-                return Err(Error::invalid("a ${ has no closing brace"));
-            };
-            let name = &from[2..end];
-            let value = std::env::var(name).map_err(|_| {
-                Error::invalid(format!(
-                    "the variable ${{{name}}} is not set in the master's environment"
-                ))
-            })?;
-            filled.push_str(before);
-            filled.push_str(&value);
-            rest = &from[end + 1..];
-        }
-        filled.push_str(rest);
+        let filled = fill(text, |name| access().variable(name))?;
         Ok(Self(filled))
     }
 
@@ -57,6 +41,26 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", redact(&self.0))
     }
+}
+
+/// A text with every `${VAR}` replaced by what `value` says of it.
+///
+/// # Errors
+/// Those of `value`, or a `${` without its `}`.
+pub fn fill(text: &str, mut value: impl FnMut(&str) -> Result<String>) -> Result<String> {
+    let mut filled = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let (before, from) = rest.split_at(start);
+        let Some(end) = from.find('}') else {
+            return Err(Error::invalid("a ${ has no closing brace"));
+        };
+        filled.push_str(before);
+        filled.push_str(&value(&from[2..end])?);
+        rest = &from[end + 1..];
+    }
+    filled.push_str(rest);
+    Ok(filled)
 }
 
 /// A text with the passwords of its URLs (`scheme://user:password@`) and of its options
@@ -176,8 +180,18 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_not_set_is_named() {
-        let error = Secret::expand("postgres://${ESSAIM_NO_SUCH}@h").unwrap_err();
-        assert!(error.to_string().contains("${ESSAIM_NO_SUCH}"), "{error}");
+    fn a_variable_that_is_not_set_or_not_for_jobs_is_named() {
+        let error = Secret::expand("postgres://${ESSAIM_VAR_NO_SUCH}@h").unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("${ESSAIM_VAR_NO_SUCH} is not set"),
+            "{message}"
+        );
+        let error = Secret::expand("postgres://${ESSAIM_TOKEN}@h").unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("${ESSAIM_TOKEN}") && message.contains("--env-prefixes"),
+            "{message}"
+        );
     }
 }

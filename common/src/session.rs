@@ -35,6 +35,8 @@ extensions_options! {
         pub speculation_multiplier: f64, default = 1.5
         /// The largest input, in bytes, that is sent whole to every worker for a join.
         pub broadcast_threshold: usize, default = 64 * 1024 * 1024
+        /// Slots that the job may hold at a time; 0 for as many as there are.
+        pub max_slots: usize, default = 0
         /// How long a query waits for a first worker, in seconds.
         pub worker_timeout_s: u64, default = 60
         /// How often a streaming job runs an epoch: an interval such as '500 milliseconds', '0' for as fast as it goes,
@@ -48,6 +50,8 @@ extensions_options! {
         pub state_ttl: String, default = "0".to_owned()
         /// The largest state of a streaming job, in bytes.
         pub max_state_bytes: u64, default = 1024 * 1024 * 1024
+        /// The largest result of a query that is sent to a client, in bytes of Arrow IPC.
+        pub max_result_bytes: u64, default = 16 * 1024 * 1024 * 1024
         /// How often a failing epoch is tried again before the job fails.
         pub max_epoch_attempts: usize, default = 30
     }
@@ -55,6 +59,16 @@ extensions_options! {
 
 impl ConfigExtension for Settings {
     const PREFIX: &'static str = "essaim";
+}
+
+impl Settings {
+    /// Slots that the job may hold at a time.
+    pub fn slot_limit(&self) -> usize {
+        match self.max_slots {
+            0 => usize::MAX,
+            slots => slots,
+        }
+    }
 }
 
 /// The settings in force; the defaults where a session has none.

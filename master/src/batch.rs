@@ -3,6 +3,7 @@
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobKind, JobState};
+use crate::jobs::queue::Turn;
 use crate::plan::{Execution, Planner, Purpose, Query, parse, purpose};
 use crate::run;
 use crate::stream::{self, End};
@@ -79,31 +80,38 @@ fn planner(shared: &Arc<Shared>, scope: &Arc<JobScope>) -> Planner {
     )
 }
 
-/// Sees a job through to its end.
-pub(crate) async fn run(shared: Arc<Shared>, job: Arc<JobHandle>) {
+/// Sees a job through to its end. A batch job has its place in the queue when this returns.
+pub(crate) fn run(
+    shared: Arc<Shared>,
+    job: Arc<JobHandle>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let turn = match job.read(|record| record.kind) {
+        JobKind::Batch => Some(shared.job_queue.enter(&job)),
+        JobKind::Streaming => None,
+    };
     // Spans stand at this level so that no filter takes their fields from a line.
     let span = tracing::error_span!("job", job = %job.id());
-    run_job(shared, job).instrument(span).await;
+    run_with(shared, job, turn).instrument(span)
 }
 
-async fn run_job(shared: Arc<Shared>, job: Arc<JobHandle>) {
+async fn run_with(shared: Arc<Shared>, job: Arc<JobHandle>, turn: Option<Turn>) {
     let outcome = tokio::select! {
         outcome = async {
-            match job.read(|record| record.kind) {
-                JobKind::Batch => {
-                    // The semaphore lives as long as the master and is never closed.
-                    let _turn = shared.running_jobs.acquire().await;
+            match turn {
+                Some(mut turn) => {
+                    turn.come().await;
                     run_statements(&shared, &job)
                         .await
                         .map(|()| JobState::Succeeded)
                 }
-                JobKind::Streaming => stream::run(&shared, &job).await.map(|end| match end {
+                None => stream::run(&shared, &job).await.map(|end| match end {
                     End::Stopped => JobState::Stopped,
                     End::Finished => JobState::Succeeded,
                 }),
             }
         } => outcome,
         () = job.cancelled() => Err(Error::cancelled("cancelled")),
+        error = shared.jobs.taken_over() => Err(error),
     };
     let (state, message) = match outcome {
         Ok(state) => (state, String::new()),
@@ -112,7 +120,7 @@ async fn run_job(shared: Arc<Shared>, job: Arc<JobHandle>) {
         }
         Err(error) => (JobState::Failed, error.to_string()),
     };
-    tracing::info!(job = %job.id(), ?state, %message, "ended");
+    tracing::info!(job = %job.id(), ?state, reason = %message, "ended");
     shared.jobs.advance(&job, state, &message).await;
 }
 

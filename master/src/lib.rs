@@ -5,20 +5,28 @@
 
 pub mod api;
 mod batch;
+pub mod events;
 pub mod jobs;
 mod metrics;
 pub mod plan;
 pub mod registry;
 mod run;
 pub mod scheduler;
+pub mod shares;
 pub mod stream;
 
 use crate::api::cluster::ClusterService;
+use crate::api::http::updates::Updates;
 use crate::api::jobs::JobsService;
+use crate::events::{EventKind, Events, Severity};
 use crate::jobs::Jobs;
+use crate::jobs::model::now_ms;
+use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::metrics::GrpcErrors;
+use essaim_common::net::http::serve_http;
+use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::{Error, Result, session};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::FILE_DESCRIPTOR_SET;
@@ -29,17 +37,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tower::util::MapResponseLayer;
 
-/// Submitted batch jobs that run at a time; each holds connections of its own. The others stay queued.
-const MAX_RUNNING_JOBS: usize = 32;
+/// Submitted batch jobs that run at a time, and as many queries of clients; each holds connections of its own. The others
+/// stay queued.
+const MAX_RUNNING: usize = 32;
 /// How long a stopping master waits for what is under way.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -54,6 +59,8 @@ pub struct MasterConfig {
     pub state_dir: String,
     /// Memory for merging and finalising, in bytes.
     pub memory_bytes: u64,
+    /// Who may call, and how others are called.
+    pub security: Security,
 }
 
 impl Default for MasterConfig {
@@ -64,6 +71,7 @@ impl Default for MasterConfig {
             http: Some(SocketAddr::new(any, 8080)),
             state_dir: "essaim-state".to_owned(),
             memory_bytes: 2 << 30,
+            security: Security::default(),
         }
     }
 }
@@ -73,9 +81,18 @@ impl Default for MasterConfig {
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) jobs: Jobs,
+    pub(crate) events: Arc<Events>,
+    /// When this master began, ms since 1970-01-01 UTC.
+    pub(crate) started_ms: i64,
+    /// What its memory pool may take, bytes.
+    pub(crate) memory_bytes: u64,
+    /// Status connections that stay open.
+    pub(crate) updates: Updates,
     pub(crate) runtime: Arc<RuntimeEnv>,
-    /// Jobs beyond [`MAX_RUNNING_JOBS`] wait here.
-    pub(crate) running_jobs: Semaphore,
+    /// Where submitted batch jobs wait for their turn.
+    pub(crate) job_queue: Arc<Queue>,
+    /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
+    pub(crate) query_queue: Arc<Queue>,
     pub(crate) grpc_errors: GrpcErrors,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -109,42 +126,57 @@ impl Master {
     /// # Errors
     /// An address is taken; the state dir is out of reach.
     pub async fn start(config: MasterConfig) -> Result<Self> {
+        let gate = Gate::open(&config.security, None)?;
         let (listener, address) = bind(config.listen).await?;
+        gate.check(address, false)?;
         let http = match config.http {
             Some(http) => Some(bind(http).await?),
             None => None,
         };
-        let (jobs, open) = Jobs::open(&config.state_dir).await?;
+        if let Some((_, http)) = &http {
+            gate.check(*http, false)?;
+        }
+        let peers = Peers::new(&config.security.identity, ClusterSecret::generate()?)?;
+        let events = Arc::new(Events::default());
+        let (jobs, open) = Jobs::open(&config.state_dir, Arc::clone(&events)).await?;
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            registry: Arc::new(Registry::default()),
+            registry: Arc::new(Registry::new(Arc::clone(&events), peers)),
             jobs,
+            events,
+            started_ms: now_ms(),
+            memory_bytes: config.memory_bytes,
+            updates: Updates::default(),
             runtime: session::runtime(config.memory_bytes)?,
-            running_jobs: Semaphore::new(MAX_RUNNING_JOBS),
-            grpc_errors: GrpcErrors::default(),
+            job_queue: Queue::new(MAX_RUNNING),
+            query_queue: Queue::new(MAX_RUNNING),
+            grpc_errors: gate.grpc_errors().clone(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });
+        let message = format!("Essaim {} serves {address}", essaim_proto::VERSION);
+        shared
+            .events
+            .note(EventKind::MasterStarted, Severity::Info, message);
         shared.spawn(Arc::clone(&shared.registry).watch_leases());
+        shared.spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.jobs.watch_state_dir().await }
+        });
         for job in open {
             tracing::info!(job = %job.id(), "taken up again");
             shared.spawn(batch::run(Arc::clone(&shared), job));
         }
         let mut servers = vec![tokio::spawn(serve_grpc(
             listener,
+            gate.clone(),
             Arc::clone(&shared),
             stop.clone(),
         ))];
         let http_address = http.as_ref().map(|(_, address)| *address);
         if let Some((listener, _)) = http {
             let router = api::http::router(Arc::clone(&shared));
-            let server =
-                axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-            servers.push(tokio::spawn(async move {
-                if let Err(error) = server.await {
-                    tracing::error!(%error, "the HTTP listener failed");
-                }
-            }));
+            servers.push(tokio::spawn(serve_http(listener, router, gate, stop)));
         }
         Ok(Self {
             address,
@@ -189,7 +221,12 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
         .map_err(|e| Error::invalid(format!("cannot listen on {address}: {e}")))
 }
 
-async fn serve_grpc(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+async fn serve_grpc(
+    listener: TcpListener,
+    gate: Gate,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<JobsServer<JobsService>>().await;
     health.set_serving::<ClusterServer<ClusterService>>().await;
@@ -205,13 +242,8 @@ async fn serve_grpc(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         }
     };
     let cluster = ClusterService(Arc::clone(&shared.registry));
-    let errors = shared.grpc_errors.clone();
-    let server = Server::builder()
-        .layer(MapResponseLayer::new(move |answer| {
-            errors.look(&answer);
-            answer
-        }))
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+    let server = gate
+        .grpc()
         .add_service(health_service)
         .add_service(reflection)
         .add_service(ClusterServer::new(cluster))
@@ -220,10 +252,7 @@ async fn serve_grpc(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                 .max_decoding_message_size(2 * plan::MAX_SQL_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(gate.incoming(listener), stop.cancelled_owned());
     if let Err(error) = server.await {
         tracing::error!(%error, "the gRPC listener failed");
     }

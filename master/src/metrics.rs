@@ -4,8 +4,8 @@ use crate::jobs::handle::JobHandle;
 use crate::jobs::meter::{Meter, OUTCOMES, STEPS};
 use crate::jobs::model::{EpochProgress, JobKind, JobRecord, JobState, SourceProgress, now_ms};
 use crate::jobs::{Jobs, MAX_OPEN_JOBS};
-use crate::registry::{Registry, WorkerInfo};
-use crate::{MAX_RUNNING_JOBS, Shared};
+use crate::registry::{Registry, WorkerInfo, WorkerState};
+use crate::{MAX_RUNNING, Shared};
 use essaim_common::metrics::{Counter, Page};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,9 +48,12 @@ fn cluster(page: &mut Page, registry: &Registry) {
 
 fn workers(page: &mut Page, workers: &[WorkerInfo]) {
     let mut states = page.gauge("essaim_cluster_workers", "Workers that are registered.");
-    for state in ["alive", "draining"] {
+    for (state, name) in [
+        (WorkerState::Active, "active"),
+        (WorkerState::Draining, "draining"),
+    ] {
         let count = workers.iter().filter(|worker| worker.state == state);
-        states.add(&[("state", state)], count.count() as f64);
+        states.add(&[("state", name)], count.count() as f64);
     }
     let mut sum = |name, help, value: fn(&WorkerInfo) -> u64| {
         let sum: u64 = workers.iter().map(value).sum();
@@ -93,7 +96,7 @@ fn workers(page: &mut Page, workers: &[WorkerInfo]) {
     each(
         "essaim_cluster_worker_heartbeat_age_seconds",
         "Time since a worker's last heartbeat.",
-        |worker| worker.last_heartbeat_ms_ago as f64 / 1000.0,
+        |worker| (now_ms() - worker.last_heartbeat_ms).max(0) as f64 / 1000.0,
     );
 }
 
@@ -130,7 +133,7 @@ fn jobs(page: &mut Page, jobs: &Jobs) {
         "essaim_jobs_running_limit",
         "Batch jobs that run at a time; the others stay queued.",
     )
-    .add(&[], MAX_RUNNING_JOBS as f64);
+    .add(&[], MAX_RUNNING as f64);
     page.counter(
         "essaim_jobs_refused_total",
         "Jobs that were not taken because too many were open.",

@@ -1,18 +1,21 @@
-//! Who is in the cluster: workers with their leases and slots, and who waits for a slot.
+//! Who is in the cluster: workers with their leases, and slots of theirs for those who want them.
 
+use crate::events::{EventKind, Events, Severity};
+use crate::jobs::model::now_ms;
+use crate::shares::{Lane, Lanes, Place, Shares, Wanted};
 use essaim_common::metrics::Counter;
+use essaim_common::net::{Link, Peers};
 use essaim_common::{Error, Result};
-use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::tasks_client::TasksClient;
 use essaim_proto::v1::{HeartbeatRequest, RegisterRequest};
-use parking_lot::Mutex;
+use essaim_proto::{MAX_MESSAGE_BYTES, PROTOCOL, VERSION};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -25,61 +28,140 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The client of a worker's tasks; cheap to clone, one connection a worker.
-pub type TaskClient = TasksClient<Channel>;
+pub type TaskClient = TasksClient<Link>;
+
+/// How long a worker that was given up is remembered.
+const LOST_KEPT: Duration = Duration::from_secs(600);
+/// How many of them are.
+const MAX_LOST_KEPT: usize = 100;
+
+/// Whether a worker takes tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    Active,
+    /// It ends its tasks and takes no more.
+    Draining,
+    /// It was given up.
+    Lost,
+}
+
+/// A task that runs on a worker.
+#[derive(Debug, Clone)]
+pub struct RunningTask {
+    /// The job's id and name.
+    pub job: String,
+    pub job_name: String,
+    /// Position in the job.
+    pub query: u32,
+    pub stage: u32,
+    pub task: u32,
+    /// From 1.
+    pub attempt: u32,
+    /// What it reads, e.g. "toots[3] 0..1500".
+    pub split: String,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub started_ms: i64,
+}
+
+/// A worker that was given up.
+#[derive(Debug, Clone)]
+pub struct LostWorker {
+    /// As it was.
+    pub info: WorkerInfo,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub lost_ms: i64,
+    /// Why it was given up.
+    pub why: String,
+    /// Tasks that it had.
+    pub tasks: usize,
+}
 
 /// A worker as others may see it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct WorkerInfo {
     pub id: String,
     pub address: String,
     pub version: String,
     pub slots: usize,
     pub slots_used: usize,
+    /// Tasks of streaming jobs beside the slots, while batch tasks hold those.
+    pub spares_used: usize,
     pub memory_bytes: u64,
     pub memory_reserved_bytes: u64,
-    /// "alive" or "draining".
-    pub state: &'static str,
-    pub last_heartbeat_ms_ago: u64,
+    pub state: WorkerState,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub registered_ms: i64,
+    pub last_heartbeat_ms: i64,
+    pub tasks: Vec<RunningTask>,
 }
 
 #[derive(Debug)]
 struct Member {
     address: String,
     version: String,
-    slots: usize,
-    used: usize,
     memory_bytes: u64,
     memory_reserved_bytes: u64,
-    draining: bool,
+    registered_ms: i64,
     last_heartbeat: Instant,
+    last_heartbeat_ms: i64,
+    /// By the number of their slot.
+    tasks: BTreeMap<u64, RunningTask>,
     client: TaskClient,
     /// Cancelled when the worker is given up: whoever waits for its answer need not wait longer.
     lost: CancellationToken,
 }
 
-/// Somebody who waits for a slot.
-#[derive(Debug)]
-struct Waiter {
-    /// Workers that should not get this task, unless there is no other.
-    avoid: Vec<String>,
-    grant: oneshot::Sender<Slot>,
-}
-
 #[derive(Debug, Default)]
 struct State {
     members: BTreeMap<String, Member>,
-    /// Waiters of each job, first come first served.
-    waiting: BTreeMap<String, VecDeque<Waiter>>,
-    /// Slots that each job holds.
-    held: HashMap<String, usize>,
+    /// The slots of each member.
+    lanes: BTreeMap<String, Lanes>,
+    shares: Shares<oneshot::Sender<Slot>>,
+    /// Workers that were given up of late, the last one last.
+    lost: VecDeque<LostWorker>,
+    /// How many slots have been granted: the number of the last one.
+    granted: u64,
+}
+
+impl Member {
+    fn info(&self, id: &str, lanes: &Lanes) -> WorkerInfo {
+        WorkerInfo {
+            id: id.to_owned(),
+            address: self.address.clone(),
+            version: self.version.clone(),
+            slots: lanes.slots,
+            slots_used: lanes.used(),
+            spares_used: lanes.spare,
+            memory_bytes: self.memory_bytes,
+            memory_reserved_bytes: self.memory_reserved_bytes,
+            state: if lanes.closed {
+                WorkerState::Draining
+            } else {
+                WorkerState::Active
+            },
+            registered_ms: self.registered_ms,
+            last_heartbeat_ms: self.last_heartbeat_ms,
+            tasks: self.tasks.values().cloned().collect(),
+        }
+    }
+}
+
+/// Takes a member out, with its slots.
+fn take(state: &mut State, worker: &str) -> Option<(Member, Lanes)> {
+    let member = state.members.remove(worker)?;
+    Some((member, state.lanes.remove(worker).unwrap_or_default()))
 }
 
 /// The cluster's members.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
+    /// The way to them.
+    peers: Peers,
     state: Mutex<State>,
     /// A worker came, left or drains. Not told of slots that come and go.
     members_changed: Notify,
+    events: Arc<Events>,
     pub(crate) joined: Counter,
     /// Workers that left by themselves.
     pub(crate) left: Counter,
@@ -87,22 +169,32 @@ pub struct Registry {
     pub(crate) lost: Counter,
 }
 
-/// Why a worker left that was not lost.
-pub(crate) const BY_ITSELF: &str = "by itself";
-
 impl Registry {
+    /// Nobody is in the cluster yet; who comes and goes is written to `events`, and is reached as `peers` says.
+    pub fn new(events: Arc<Events>, peers: Peers) -> Self {
+        Self {
+            events,
+            peers,
+            state: Mutex::default(),
+            members_changed: Notify::new(),
+            joined: Counter::default(),
+            left: Counter::default(),
+            lost: Counter::default(),
+        }
+    }
+
+    /// The way to the members.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     /// Takes a worker in, or renews one that lost its master for a moment.
     ///
     /// # Errors
-    /// Another version of Essaim, or an address that is none.
+    /// Another protocol than the master's, no slots, or an address that is none.
     pub fn register(self: &Arc<Self>, request: RegisterRequest) -> Result<()> {
-        if request.version != essaim_proto::VERSION {
-            return Err(Error::invalid(format!(
-                "this master is Essaim {} and worker {} is Essaim {}: run the same version on both",
-                essaim_proto::VERSION,
-                request.worker_id,
-                request.version
-            )));
+        if request.protocol != PROTOCOL {
+            return Err(other_protocol(&request));
         }
         if request.slots == 0 {
             return Err(Error::invalid(format!(
@@ -110,40 +202,51 @@ impl Registry {
                 request.worker_id
             )));
         }
-        let endpoint = Endpoint::from_shared(request.address.clone())
-            .map_err(|e| {
-                Error::invalid(format!(
-                    "worker {} gives {} as its address: {e}; start it with --advertise http://HOST:PORT",
-                    request.worker_id, request.address
-                ))
-            })?
-            .connect_timeout(Duration::from_secs(3))
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(16 << 20)
-            .tcp_nodelay(true);
+        let link = self.peers.link(&request.address).map_err(|error| {
+            error.context(format!(
+                "worker {} cannot be reached by the address that it gives (its --advertise)",
+                request.worker_id
+            ))
+        })?;
         let mut state = self.state.lock();
         if let Some(known) = state.members.get_mut(&request.worker_id) {
             known.last_heartbeat = Instant::now();
+            known.last_heartbeat_ms = now_ms();
             return Ok(());
         }
-        tracing::info!(worker = %request.worker_id, address = %request.address, slots = request.slots, "joined");
-        let client = TasksClient::new(endpoint.connect_lazy())
+        let message = format!(
+            "worker {} registered from {} with {} slots",
+            request.worker_id, request.address, request.slots
+        );
+        self.event(
+            EventKind::WorkerRegistered,
+            Severity::Info,
+            &request.worker_id,
+            message,
+        );
+        // One that was given up while it was out of reach is back.
+        state.lost.retain(|lost| lost.info.id != request.worker_id);
+        tracing::info!(worker = %request.worker_id, address = %request.address, slots = request.slots, version = %request.version, "joined");
+        let client = TasksClient::new(link)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         self.joined.inc();
+        let lanes = Lanes {
+            slots: request.slots as usize,
+            ..Lanes::default()
+        };
+        state.lanes.insert(request.worker_id.clone(), lanes);
         state.members.insert(
             request.worker_id,
             Member {
                 address: request.address,
                 version: request.version,
-                slots: request.slots as usize,
-                used: 0,
                 memory_bytes: request.memory_bytes,
                 memory_reserved_bytes: 0,
-                draining: false,
+                registered_ms: now_ms(),
                 last_heartbeat: Instant::now(),
+                last_heartbeat_ms: now_ms(),
+                tasks: BTreeMap::new(),
                 client,
                 lost: CancellationToken::new(),
             },
@@ -155,36 +258,99 @@ impl Registry {
         Ok(())
     }
 
-    /// Renews a lease; false if there is none.
-    pub fn heartbeat(&self, request: &HeartbeatRequest) -> bool {
+    /// Renews a lease. Returns how many tasks the worker was given that have not ended; `None` if it has no lease.
+    pub fn heartbeat(self: &Arc<Self>, request: &HeartbeatRequest) -> Option<usize> {
         let mut state = self.state.lock();
-        let Some(member) = state.members.get_mut(&request.worker_id) else {
-            return false;
-        };
+        let member = state.members.get_mut(&request.worker_id)?;
         member.last_heartbeat = Instant::now();
+        member.last_heartbeat_ms = now_ms();
         member.memory_reserved_bytes = request.memory_reserved_bytes;
-        if request.draining && !member.draining {
-            tracing::info!(worker = %request.worker_id, "draining");
-            member.draining = true;
-            self.members_changed.notify_waiters();
+        let lanes = state.lanes.get_mut(&request.worker_id)?;
+        let tasks = lanes.tasks();
+        if request.draining && !lanes.closed {
+            tracing::info!(worker = %request.worker_id, tasks, "draining");
+            lanes.closed = true;
+            let message = format!("worker {} takes no more tasks", request.worker_id);
+            self.event(
+                EventKind::WorkerDraining,
+                Severity::Info,
+                &request.worker_id,
+                message,
+            );
+            self.closed(state, &request.worker_id);
         }
-        true
+        Some(tasks)
     }
 
-    /// Takes a worker out; its tasks fail over at once.
-    pub fn remove(&self, worker: &str, why: &str) {
+    /// A worker has ended by itself; tasks that it leaves go to others.
+    pub fn leave(self: &Arc<Self>, worker: &str) {
         let mut state = self.state.lock();
-        if let Some(member) = state.members.remove(worker) {
-            tracing::info!(%worker, %why, "left");
-            let counter = if why == BY_ITSELF {
-                &self.left
-            } else {
-                &self.lost
-            };
-            counter.inc();
+        if let Some((member, _)) = take(&mut state, worker) {
+            tracing::info!(%worker, "left");
+            self.left.inc();
+            let message = format!("worker {worker} left by itself");
+            self.event(EventKind::WorkerLeft, Severity::Info, worker, message);
             member.lost.cancel();
-            self.members_changed.notify_waiters();
+            self.closed(state, worker);
         }
+    }
+
+    /// Gives a worker up; its tasks fail over at once.
+    pub fn lose(self: &Arc<Self>, worker: &str, why: &str) {
+        let mut state = self.state.lock();
+        if let Some((member, lanes)) = take(&mut state, worker) {
+            tracing::warn!(%worker, %why, "lost");
+            self.lost.inc();
+            let tasks = lanes.tasks();
+            let message = format!("worker {worker} was lost with {tasks} tasks: {why}");
+            self.event(EventKind::WorkerLost, Severity::Warning, worker, message);
+            if state.lost.len() >= MAX_LOST_KEPT {
+                state.lost.pop_front();
+            }
+            state.lost.push_back(LostWorker {
+                info: WorkerInfo {
+                    state: WorkerState::Lost,
+                    slots_used: 0,
+                    spares_used: 0,
+                    memory_reserved_bytes: 0,
+                    tasks: Vec::new(),
+                    ..member.info(worker, &lanes)
+                },
+                lost_ms: now_ms(),
+                why: why.to_owned(),
+                tasks,
+            });
+            member.lost.cancel();
+            self.closed(state, worker);
+        }
+    }
+
+    /// Workers that were given up in the last ten minutes, the last one last.
+    pub fn lost_workers(&self) -> Vec<LostWorker> {
+        let mut state = self.state.lock();
+        let since = now_ms() - LOST_KEPT.as_millis() as i64;
+        state.lost.retain(|lost| lost.lost_ms >= since);
+        state.lost.iter().cloned().collect()
+    }
+
+    /// Tasks that wait for a slot.
+    pub fn waiting(&self) -> usize {
+        self.state.lock().shares.waiting()
+    }
+
+    fn event(&self, kind: EventKind, severity: Severity, worker: &str, message: String) {
+        self.events
+            .write(kind, severity, None, Some(worker), message);
+    }
+
+    /// After a worker has become one that takes no more tasks.
+    fn closed(self: &Arc<Self>, mut state: MutexGuard<'_, State>, worker: &str) {
+        state.shares.close(worker);
+        // Those who would rather not have gone to another may have to now.
+        let unwanted = self.dispatch(&mut state);
+        drop(state);
+        drop(unwanted);
+        self.members_changed.notify_waiters();
     }
 
     /// Gives up workers whose lease is over. Runs until dropped.
@@ -202,28 +368,16 @@ impl Registry {
                     .collect()
             };
             for worker in dead {
-                self.remove(&worker, "no heartbeat for 5 s");
+                self.lose(&worker, "no heartbeat for 5 s");
             }
         }
     }
 
     /// All workers, by id.
     pub fn workers(&self) -> Vec<WorkerInfo> {
-        self.state
-            .lock()
-            .members
-            .iter()
-            .map(|(id, member)| WorkerInfo {
-                id: id.clone(),
-                address: member.address.clone(),
-                version: member.version.clone(),
-                slots: member.slots,
-                slots_used: member.used,
-                memory_bytes: member.memory_bytes,
-                memory_reserved_bytes: member.memory_reserved_bytes,
-                state: if member.draining { "draining" } else { "alive" },
-                last_heartbeat_ms_ago: member.last_heartbeat.elapsed().as_millis() as u64,
-            })
+        let state = self.state.lock();
+        let both = state.members.iter().zip(state.lanes.values());
+        both.map(|((id, member), lanes)| member.info(id, lanes))
             .collect()
     }
 
@@ -237,7 +391,7 @@ impl Registry {
     }
 
     /// Whether a worker still takes connections; one that does not is given up at once, before its lease ends.
-    pub async fn probe(&self, worker: &str) -> bool {
+    pub async fn probe(self: &Arc<Self>, worker: &str) -> bool {
         let Some(address) = self
             .state
             .lock()
@@ -249,8 +403,8 @@ impl Registry {
         };
         // A dying process may still accept connections: only an answer counts.
         let reached = async {
-            let channel = Endpoint::from_shared(address).ok()?.connect().await.ok()?;
-            HealthClient::new(channel)
+            let link = self.peers.connect(&address).await.ok()?;
+            HealthClient::new(link)
                 .check(HealthCheckRequest::default())
                 .await
                 .ok()
@@ -259,42 +413,31 @@ impl Registry {
         if matches!(reached, Ok(Some(_))) {
             return true;
         }
-        self.remove(worker, "its connection broke and it takes no other");
+        self.lose(worker, "its connection broke and it takes no other");
         false
     }
 
     /// Probes every worker: after a failure that does not tell which one it was.
-    pub async fn probe_all(&self) {
+    pub async fn probe_all(self: &Arc<Self>) {
         let workers: Vec<String> = self.state.lock().members.keys().cloned().collect();
         futures::future::join_all(workers.iter().map(|worker| self.probe(worker))).await;
-    }
-
-    /// Tasks that wait for a slot.
-    pub(crate) fn waiting(&self) -> usize {
-        let state = self.state.lock();
-        let waiters = state.waiting.values().flatten();
-        waiters.filter(|waiter| !waiter.grant.is_closed()).count()
     }
 
     /// Slots of all workers that take tasks.
     pub fn slots(&self) -> usize {
         let state = self.state.lock();
-        state
-            .members
-            .values()
-            .filter(|member| !member.draining)
-            .map(|member| member.slots)
-            .sum()
+        let open = state.lanes.values().filter(|lanes| !lanes.closed);
+        open.map(|lanes| lanes.slots).sum()
     }
 
-    /// Addresses of all workers that take tasks.
-    pub fn addresses(&self) -> Vec<String> {
+    /// Ids and addresses of all workers that take tasks, those with the most free slots first.
+    pub fn open_workers(&self) -> Vec<(String, String)> {
         let state = self.state.lock();
-        state
-            .members
-            .values()
-            .filter(|member| !member.draining)
-            .map(|member| member.address.clone())
+        let both = state.members.iter().zip(state.lanes.values());
+        let mut open: Vec<_> = both.filter(|(_, lanes)| !lanes.closed).collect();
+        open.sort_by_key(|(_, lanes)| lanes.used() as i64 - lanes.slots as i64);
+        open.into_iter()
+            .map(|((id, member), _)| (id.clone(), member.address.clone()))
             .collect()
     }
 
@@ -333,100 +476,116 @@ impl Registry {
         }
     }
 
-    /// Waits for a slot on some worker. Jobs that hold fewer slots go first; within a job it is first come first served.
+    /// Waits for a slot; [`crate::shares`] says who is next.
     ///
     /// # Errors
-    /// The registry is gone.
-    pub async fn slot(self: &Arc<Self>, job: &str, avoid: Vec<String>) -> Result<Slot> {
+    /// The only worker that would do has gone.
+    pub async fn slot(self: &Arc<Self>, wanted: Wanted) -> Result<Slot> {
+        let place = wanted.place.clone();
         let granted = {
             let (grant, granted) = oneshot::channel();
             let mut state = self.state.lock();
-            state
-                .waiting
-                .entry(job.to_owned())
-                .or_default()
-                .push_back(Waiter { avoid, grant });
+            let is_gone = |worker| state.lanes.get(worker).is_none_or(|lanes| lanes.closed);
+            if matches!(&wanted.place, Place::On(worker) if is_gone(worker)) {
+                drop(grant);
+            } else {
+                state.shares.wait(wanted, grant);
+            }
             let unwanted = self.dispatch(&mut state);
             drop(state);
             drop(unwanted);
             granted
         };
-        granted
-            .await
-            .map_err(|_| Error::internal("the registry has ended"))
+        granted.await.map_err(|_| match place {
+            Place::On(worker) => Error::unavailable(format!("worker {worker} leaves")),
+            Place::Avoiding(_) => Error::internal("the registry has ended"),
+        })
+    }
+
+    /// Waits for a slot on each worker that is there, on at most `limit` of them. An exchange needs them all at once:
+    /// everybody gathers them in the same order, so that no two wait for each other.
+    ///
+    /// # Errors
+    /// All workers have gone meanwhile.
+    pub async fn gather(self: &Arc<Self>, job: &str, limit: usize) -> Result<Vec<Slot>> {
+        let mut workers: Vec<String> = self.open_workers().into_iter().map(|(id, _)| id).collect();
+        workers.truncate(limit);
+        workers.sort();
+        let mut slots = Vec::with_capacity(workers.len());
+        for worker in workers {
+            let wanted = Wanted {
+                job: job.to_owned(),
+                streaming: false,
+                limit: usize::MAX,
+                place: Place::On(worker),
+            };
+            // Without those that leave before it is their turn.
+            slots.extend(self.slot(wanted).await.ok());
+        }
+        if slots.is_empty() {
+            return Err(Error::unavailable("all workers have left"));
+        }
+        Ok(slots)
     }
 
     /// Hands free slots to those who wait. Returns those whose waiter has gone in this very moment: giving one back
     /// takes the lock, so the caller drops them after it.
     fn dispatch(self: &Arc<Self>, state: &mut State) -> Vec<Slot> {
         let mut unwanted = Vec::new();
-        while let Some((job, position, worker)) = next_grant(state) {
-            let Some(waiters) = state.waiting.get_mut(&job) else {
+        while let Some(grant) = state.shares.next(&state.lanes) {
+            let (Some(member), Some(lanes)) = (
+                state.members.get(&grant.worker),
+                state.lanes.get_mut(&grant.worker),
+            ) else {
                 break;
             };
-            let waiter = waiters.remove(position);
-            if waiters.is_empty() {
-                state.waiting.remove(&job);
-            }
-            let (Some(waiter), Some(member)) = (waiter, state.members.get_mut(&worker)) else {
-                break;
-            };
-            if waiter.grant.is_closed() {
+            if grant.waiter.is_closed() {
+                state.shares.give_back(&grant.job, grant.start);
                 continue;
             }
-            member.used += 1;
-            *state.held.entry(job.clone()).or_default() += 1;
+            *lanes.count(grant.lane) += 1;
+            state.granted += 1;
             let slot = Slot {
                 registry: Arc::clone(self),
-                job,
-                worker,
+                number: state.granted,
+                job: grant.job,
+                worker: grant.worker,
+                address: member.address.clone(),
+                lane: grant.lane,
+                start: grant.start,
                 client: member.client.clone(),
                 lost: member.lost.clone(),
             };
-            unwanted.extend(waiter.grant.send(slot).err());
+            unwanted.extend(grant.waiter.send(slot).err());
         }
         unwanted
     }
 }
 
-/// Which waiter of which job gets a slot on which worker next.
-fn next_grant(state: &State) -> Option<(String, usize, String)> {
-    let open = |member: &Member| !member.draining && member.used < member.slots;
-    let open_workers: Vec<(&String, &Member)> = state
-        .members
-        .iter()
-        .filter(|(_, member)| open(member))
-        .collect();
-    if open_workers.is_empty() {
-        return None;
-    }
-    let mut jobs: Vec<&String> = state.waiting.keys().collect();
-    jobs.sort_by_key(|job| state.held.get(*job).copied().unwrap_or_default());
-    for job in jobs {
-        for (position, waiter) in state.waiting[job].iter().enumerate() {
-            // A worker to be avoided is better than none, but not better than waiting for another.
-            let others = state
-                .members
-                .iter()
-                .any(|(id, member)| !member.draining && !waiter.avoid.contains(id));
-            let best = open_workers
-                .iter()
-                .filter(|(id, _)| !others || !waiter.avoid.contains(*id))
-                .max_by_key(|(_, member)| member.slots - member.used);
-            if let Some((worker, _)) = best {
-                return Some((job.clone(), position, (*worker).clone()));
-            }
-        }
-    }
-    None
+/// Names both versions: who reads it wants to know which side to replace.
+fn other_protocol(request: &RegisterRequest) -> Error {
+    let (worker, theirs) = (&request.worker_id, request.protocol);
+    let what = match theirs.cmp(&PROTOCOL) {
+        std::cmp::Ordering::Less => "start the worker with the master's version",
+        _ => "start the master with the worker's version; the worker waits for it",
+    };
+    Error::invalid(format!(
+        "worker {worker} is Essaim {} and speaks protocol {theirs}, this master is Essaim {VERSION} and speaks protocol {PROTOCOL}: {what}",
+        request.version
+    ))
 }
 
 /// The right to run one task on one worker; given back when dropped.
 #[derive(Debug)]
 pub struct Slot {
     registry: Arc<Registry>,
+    /// Unique in this master.
+    number: u64,
     job: String,
     worker: String,
+    address: String,
+    lane: Lane,
+    start: f64,
     client: TaskClient,
     lost: CancellationToken,
 }
@@ -437,9 +596,24 @@ impl Slot {
         &self.worker
     }
 
+    /// The worker's address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// A client of the worker's tasks.
     pub fn client(&self) -> TaskClient {
         self.client.clone()
+    }
+
+    /// Tells what runs here.
+    pub fn runs(&self, task: RunningTask) {
+        let mut state = self.registry.state.lock();
+        if !self.lost.is_cancelled()
+            && let Some(member) = state.members.get_mut(&self.worker)
+        {
+            member.tasks.insert(self.number, task);
+        }
     }
 
     /// Returns once the worker is given up.
@@ -453,18 +627,17 @@ impl Drop for Slot {
         let registry = Arc::clone(&self.registry);
         let mut state = registry.state.lock();
         // A worker that was given up and came back under the same id never counted this slot.
+        if let (Some(lanes), false) = (state.lanes.get_mut(&self.worker), self.lost.is_cancelled())
+        {
+            *lanes.count(self.lane) -= 1;
+        }
         if let (Some(member), false) = (
             state.members.get_mut(&self.worker),
             self.lost.is_cancelled(),
         ) {
-            member.used -= 1;
+            member.tasks.remove(&self.number);
         }
-        if let Some(held) = state.held.get_mut(&self.job) {
-            *held -= 1;
-            if *held == 0 {
-                state.held.remove(&self.job);
-            }
-        }
+        state.shares.give_back(&self.job, self.start);
         let unwanted = registry.dispatch(&mut state);
         drop(state);
         drop(unwanted);
@@ -472,88 +645,4 @@ impl Drop for Slot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn registry(workers: &[(&str, u32)]) -> Arc<Registry> {
-        let registry = Arc::new(Registry::default());
-        for (id, slots) in workers {
-            registry
-                .register(RegisterRequest {
-                    worker_id: (*id).to_owned(),
-                    address: "http://127.0.0.1:1".to_owned(),
-                    version: essaim_proto::VERSION.to_owned(),
-                    slots: *slots,
-                    memory_bytes: 0,
-                })
-                .unwrap();
-        }
-        registry
-    }
-
-    #[tokio::test]
-    async fn a_job_with_fewer_slots_goes_first() {
-        let registry = registry(&[("w", 2)]);
-        let first = registry.slot("a", vec![]).await.unwrap();
-        let _second = registry.slot("a", vec![]).await.unwrap();
-        let third = tokio::spawn({
-            let registry = Arc::clone(&registry);
-            async move { registry.slot("a", vec![]).await.unwrap() }
-        });
-        while !registry.state.lock().waiting.contains_key("a") {
-            tokio::task::yield_now().await;
-        }
-        let other = tokio::spawn({
-            let registry = Arc::clone(&registry);
-            async move { registry.slot("b", vec![]).await.unwrap() }
-        });
-        while !registry.state.lock().waiting.contains_key("b") {
-            tokio::task::yield_now().await;
-        }
-        drop(first);
-        let other = other.await.unwrap();
-        assert!(!third.is_finished());
-        drop(other);
-        third.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_worker_to_avoid_is_used_only_if_there_is_no_other() {
-        let pair = registry(&[("a", 1), ("b", 1)]);
-        let slot = pair.slot("j", vec!["a".to_owned()]).await.unwrap();
-        assert_eq!(slot.worker(), "b");
-        let alone = registry(&[("a", 1)]);
-        let slot = alone.slot("j", vec!["a".to_owned()]).await.unwrap();
-        assert_eq!(slot.worker(), "a");
-    }
-
-    #[tokio::test]
-    async fn a_waiter_that_gave_up_takes_no_slot() {
-        let registry = registry(&[("w", 1)]);
-        let held = registry.slot("a", vec![]).await.unwrap();
-        drop(tokio::time::timeout(Duration::from_millis(1), registry.slot("a", vec![])).await);
-        drop(held);
-        let again = registry.slot("a", vec![]).await.unwrap();
-        assert_eq!(registry.workers()[0].slots_used, 1);
-        drop(again);
-        assert_eq!(registry.workers()[0].slots_used, 0);
-    }
-
-    #[test]
-    fn another_version_is_refused_by_name() {
-        let error = Arc::new(Registry::default())
-            .register(RegisterRequest {
-                worker_id: "w".to_owned(),
-                address: "http://127.0.0.1:1".to_owned(),
-                version: "9.9.9".to_owned(),
-                slots: 1,
-                memory_bytes: 0,
-            })
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("9.9.9") && error.contains(essaim_proto::VERSION),
-            "{error}"
-        );
-    }
-}
+mod tests;

@@ -2,7 +2,9 @@
 
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
-use crate::plan::{Execution, Planner, Query, exchange};
+use crate::jobs::model::{JobError, Place};
+use crate::events::{EventKind, Severity};
+use crate::plan::{Execution, Planner, Query, exchange, shape};
 use crate::scheduler::Stages;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -43,8 +45,10 @@ pub(crate) async fn start(
             ));
         }
     };
+    let shown = shape::of_query(&query.execution);
     job.update_query(index, |record| {
         record.execution = execution.to_owned();
+        record.plan = shown;
         record.sink = query.sink.clone().unwrap_or_default();
     });
     if !matches!(query.execution, Execution::Master(_)) {
@@ -54,8 +58,11 @@ pub(crate) async fn start(
     let mut settings = planner.settings();
     let is_restartable = query.is_restartable();
     settings.speculation &= is_restartable;
+    // What runs on the master, whose nodes count their rows.
+    let mut upper = None;
     let rows = match query.execution {
         Execution::Master(plan) | Execution::Stream(plan) => {
+            upper = Some(Arc::clone(&plan));
             execute_stream(plan, planner.state().task_ctx())?
         }
         Execution::Tasks(cut) => {
@@ -70,6 +77,7 @@ pub(crate) async fn start(
             let config = state.config().clone().with_extension(Arc::clone(&stages));
             let ctx = TaskContext::from(&state).with_session_config(config);
             let stop = StopOnDrop(stages);
+            upper = Some(Arc::clone(&cut.upper));
             let rows = execute_stream(cut.upper, Arc::new(ctx))?;
             keep(rows, stop)
         }
@@ -102,6 +110,9 @@ pub(crate) async fn start(
             }
         })
         .chain(futures::stream::poll_fn(move |_| {
+            if let Some(upper) = upper.take() {
+                ended.add_rows(Some(index), Place::Master, &shape::counted(&upper));
+            }
             ended.update_query(index, |record| record.done = true);
             std::task::Poll::Ready(None)
         }));
@@ -162,13 +173,16 @@ async fn exchanged(
     let rows = async move {
         let mut attempt = 1;
         loop {
-            let outcome = first_rows(&shared, &planner, &logical).await;
+            let outcome = first_rows(&shared, &planner, &job.id(), &logical).await;
             match outcome {
                 Ok(rows) => return Ok(rows),
                 Err(error) if error.is_transient() && attempt < attempts => {
                     attempt += 1;
                     tracing::warn!(job = %job.id(), %error, attempt, "the exchange starts again");
                     job.update_query(index, |record| record.retries += 1);
+                    let message = format!("the exchange failed and starts again: {error}");
+                    job.event(EventKind::ExchangeRetried, Severity::Warning, None, &message);
+                    job.record_error(JobError::now(message));
                     job.meter().exchange_retries.inc();
                     shared.registry.probe_all().await;
                     wait_for_worker(&shared, &planner, &job).await?;
@@ -186,11 +200,16 @@ async fn exchanged(
 async fn first_rows(
     shared: &Arc<Shared>,
     planner: &Planner,
+    job: &str,
     logical: &LogicalPlan,
 ) -> Result<SendableRecordBatchStream> {
+    // With a single worker there is nothing to exchange, whatever the job's limit.
+    let workers = planner.settings().slot_limit().max(2);
+    let slots = shared.registry.gather(job, workers).await?;
+    let addresses = slots.iter().map(|slot| slot.address().to_owned()).collect();
     let (plan, state): (Arc<dyn ExecutionPlan>, _) =
-        exchange::plan(planner, &shared.registry, logical).await?;
-    let mut rows = execute_stream(plan, state.task_ctx())?;
+        exchange::plan(planner, addresses, shared.registry.peers(), logical).await?;
+    let mut rows = keep(execute_stream(plan, state.task_ctx())?, slots);
     let schema = rows.schema();
     let first = rows.try_next().await.map_err(|e| exchange_error(&e))?;
     let rest = rows.map_err(|e| {

@@ -15,8 +15,19 @@ pub mod v1 {
         include_bytes!(concat!(env!("OUT_DIR"), "/essaim.v1.bin"));
 }
 
-/// The version that a master and its workers must share.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+impl std::fmt::Debug for v1::RegisterResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegisterResponse")
+            .field("heartbeat_ms", &self.heartbeat_ms)
+            .field("lease_ms", &self.lease_ms)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+mod version;
+
+pub use version::{PROTOCOL, VERSION, Version};
 
 /// The largest message that any Essaim listener takes, in bytes.
 ///

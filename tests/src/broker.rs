@@ -1,5 +1,6 @@
 //! A Kafka broker of one test, which may kill it.
 
+use crate::certificates::Certificates;
 use crate::cluster::Process;
 use crate::proxy::Proxy;
 use crate::wait_for;
@@ -21,11 +22,58 @@ const START: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct PrivateBroker {
     port: u16,
+    secured: Option<Secured>,
     proxy: Proxy,
     starts: usize,
     process: Option<Process>,
     // Removed last.
     dir: TempDir,
+}
+
+/// The password of the user `app` at a secured broker, by every mechanism.
+pub const PASSWORD: &str = "app-secret";
+
+/// The ports at which a broker asks who is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Secured {
+    /// TLS, and a login by PLAIN or SCRAM.
+    pub sasl: u16,
+    /// TLS with a certificate of the client's.
+    pub mutual: u16,
+}
+
+impl Secured {
+    /// Two listeners more, by names that the settings before end with.
+    fn settings(self, listeners: &str, certificates: &Certificates) -> Result<String> {
+        let Self { sasl, mutual } = self;
+        // A PEM keystore is one file.
+        let both = certificates.dir().join("server-keystore.pem");
+        let mut pem = std::fs::read(certificates.key("server"))?;
+        pem.extend(std::fs::read(certificates.certificate("server"))?);
+        std::fs::write(&both, pem)?;
+        let more = format!("SECURED://127.0.0.1:{sasl},MUTUAL://127.0.0.1:{mutual}");
+        let listeners = listeners
+            .replace(",CONTROLLER://", &format!(",{more},CONTROLLER://"))
+            .replace(
+                "\nlistener.security",
+                &format!(",{more}\nlistener.security"),
+            )
+            .replace(
+                ",CONTROLLER:PLAINTEXT",
+                ",CONTROLLER:PLAINTEXT,SECURED:SASL_SSL,MUTUAL:SSL",
+            );
+        let login = "org.apache.kafka.common.security";
+        Ok(format!(
+            "{listeners}sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+             listener.name.secured.plain.sasl.jaas.config={login}.plain.PlainLoginModule required user_app=\"{PASSWORD}\";\n\
+             listener.name.secured.scram-sha-256.sasl.jaas.config={login}.scram.ScramLoginModule required;\n\
+             listener.name.secured.scram-sha-512.sasl.jaas.config={login}.scram.ScramLoginModule required;\n\
+             listener.name.mutual.ssl.client.auth=required\n\
+             ssl.keystore.type=PEM\nssl.keystore.location={}\nssl.truststore.type=PEM\nssl.truststore.location={}\n",
+            both.display(),
+            certificates.certificate("ca").display()
+        ))
+    }
 }
 
 impl PrivateBroker {
@@ -34,12 +82,24 @@ impl PrivateBroker {
     /// # Errors
     /// Kafka is not installed or does not start.
     pub async fn start() -> Result<Self> {
+        Self::start_with(None).await
+    }
+
+    /// The same with listeners more that ask who is there.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_secured(certificates: &Certificates) -> Result<Self> {
+        Self::start_with(Some(certificates)).await
+    }
+
+    async fn start_with(certificates: Option<&Certificates>) -> Result<Self> {
         let (port, behind, controller) = (free()?, free()?, free()?);
         let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], behind))).await?;
         let proxied = proxy.address().port();
         let dir = tempfile::Builder::new().prefix("essaim-kafka").tempdir()?;
         // A broker that was killed is let in again only when its session has ended: 9 s by default.
-        let settings = format!(
+        let mut settings = format!(
             "process.roles=broker,controller\nnode.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\ncontroller.listener.names=CONTROLLER\n\
              listeners=DIRECT://127.0.0.1:{port},PROXIED://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controller}\n\
@@ -52,9 +112,16 @@ impl PrivateBroker {
              broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=250\n",
             dir.path().join("data").display()
         );
+        let mut secured = None;
+        if let Some(certificates) = certificates {
+            let (sasl, mutual) = (free()?, free()?);
+            let ports = secured.insert(Secured { sasl, mutual });
+            settings = ports.settings(&settings, certificates)?;
+        }
         std::fs::write(dir.path().join("server.properties"), settings)?;
         let mut broker = Self {
             port,
+            secured,
             proxy,
             starts: 0,
             process: None,
@@ -65,6 +132,12 @@ impl PrivateBroker {
             .args(["kafka.tools.StorageTool", "format", "-t"])
             .args(["ZXNzYWltLXRlc3QtMDAwMQ", "-c"])
             .arg(broker.settings());
+        if secured.is_some() {
+            for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+                let login = format!("{mechanism}=[name=app,password={PASSWORD}]");
+                format.args(["--add-scram", &login]);
+            }
+        }
         let formatted = tokio::task::spawn_blocking(move || format.output()).await??;
         ensure!(formatted.status.success(), "{formatted:?}");
         broker.restart()?;
@@ -74,6 +147,14 @@ impl PrivateBroker {
     /// Where the test itself connects.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The ports at which it asks who is there.
+    ///
+    /// # Errors
+    /// It was not started so.
+    pub fn secured(&self) -> Result<Secured> {
+        self.secured.context("the broker has no secured listeners")
     }
 
     /// What stands before clients that connect to [`Proxy::address`].

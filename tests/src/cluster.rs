@@ -84,7 +84,10 @@ impl Process {
     }
 
     /// The first line that it wrote on standard output.
-    async fn first_line(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// It ended or wrote none in time; the end of its log is in the message.
+    pub async fn first_line(&mut self) -> Result<String> {
         let (stdout, log, name) = (self.stdout.clone(), self.log.clone(), self.name.clone());
         let child = &mut self.child;
         let mut ended = None;
@@ -173,6 +176,8 @@ pub struct Worker {
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
+    /// What masters and workers are started from.
+    program: PathBuf,
     grpc: SocketAddr,
     http: SocketAddr,
     /// What workers connect to instead of the master, if there is something before it.
@@ -232,6 +237,7 @@ impl Cluster {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut cluster = Self {
             dir,
+            program: binary()?,
             grpc: any,
             http: any,
             front,
@@ -259,6 +265,11 @@ impl Cluster {
     /// Where the master serves gRPC, as a URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.grpc)
+    }
+
+    /// Where the master serves HTTP, as a URL.
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.http)
     }
 
     /// A folder of this cluster's own, e.g. for job files.
@@ -292,7 +303,7 @@ impl Cluster {
     }
 
     fn command(&self, role: &str) -> Result<Command> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(&self.program);
         command
             .arg(role)
             .env("TMPDIR", self.dir.join("tmp"))
@@ -325,6 +336,23 @@ impl Cluster {
         }
         let healthy = async || Ok((self.http_get("/healthz").await?.0 == 200).then_some(()));
         wait_for("the master to answer", SOON, healthy).await
+    }
+
+    /// Starts masters and workers from this binary from now on.
+    pub fn run_from(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Stops the master as an operator would (SIGTERM).
+    ///
+    /// # Errors
+    /// It does not end, or with another code than 0.
+    pub async fn stop_master(&mut self) -> Result<()> {
+        let mut master = self.master.take().context("there is no master")?;
+        master.signal(Signal::SIGTERM)?;
+        let status = master.ended(SOON).await?;
+        ensure!(status.success(), "the master ended with {status}");
+        Ok(())
     }
 
     /// Kills the master with SIGKILL.
@@ -504,7 +532,34 @@ impl Cluster {
     /// # Errors
     /// The master does not answer within five seconds, or not in HTTP.
     pub async fn http_get(&self, path: &str) -> Result<(u16, String)> {
-        http_get(self.http, path).await
+        Self::http_at(self.http, "GET", path).await
+    }
+
+    /// Status and body of what a master at this address answers to a request without a body.
+    ///
+    /// # Errors
+    /// It does not answer within five seconds, or not in HTTP.
+    pub async fn http_at(http: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(http).await?;
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await?;
+            anyhow::Ok(response)
+        };
+        let response = tokio::time::timeout(Duration::from_secs(5), exchange)
+            .await
+            .with_context(|| format!("{method} {path}"))??;
+        let (head, body) = response
+            .split_once("\r\n\r\n")
+            .with_context(|| format!("{method} {path}: no HTTP: {response:?}"))?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .with_context(|| format!("{method} {path}: no status: {head:?}"))?;
+        Ok((status, body.to_owned()))
     }
 
     /// A page of the master as JSON.
@@ -519,7 +574,7 @@ impl Cluster {
         serde_json::from_str(&body).with_context(|| format!("GET {path}: {body:?}"))
     }
 
-    /// The ids of the workers that the master knows.
+    /// The ids of the workers that the master has.
     ///
     /// # Errors
     /// Those of [`Self::json`].
@@ -530,6 +585,7 @@ impl Cluster {
             .with_context(|| format!("no workers in {page}"))?;
         Ok(workers
             .iter()
+            .filter(|worker| worker["state"] != "lost")
             .filter_map(|worker| worker["id"].as_str())
             .map(str::to_owned)
             .collect())

@@ -4,11 +4,14 @@
 //! `ESSAIM_TEST_KAFKA`. The binary under test is the one beside the tests in the target folder.
 
 pub mod broker;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod kafka;
+pub mod load;
 pub mod postgres;
 pub mod proxy;
+pub mod schema;
 pub mod sql;
 pub mod tpch;
 

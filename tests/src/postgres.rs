@@ -1,5 +1,6 @@
 //! The real PostgreSQL: a database of its own for each test, and a private server for those who kill it.
 
+use crate::certificates::Certificates;
 use crate::cluster::Process;
 use crate::{SOON, unique, wait_for};
 use anyhow::{Context, Result, anyhow, ensure};
@@ -7,6 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row, ValueRef};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -204,6 +207,8 @@ pub struct PrivateServer {
     pub url: String,
     /// Its port on 127.0.0.1.
     pub port: u16,
+    /// Settings besides the usual ones, `name=value`.
+    settings: Vec<String>,
     starts: usize,
     process: Option<Process>,
     // Removed last.
@@ -216,6 +221,18 @@ impl PrivateServer {
     /// # Errors
     /// PostgreSQL is not installed or does not start.
     pub async fn start() -> Result<Self> {
+        Self::start_with(None).await
+    }
+
+    /// The same with TLS; [`crate::certificates::USER`] comes in by a certificate alone.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_secured(certificates: &Certificates) -> Result<Self> {
+        Self::start_with(Some(certificates)).await
+    }
+
+    async fn start_with(certificates: Option<&Certificates>) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("essaim-postgres")
             .tempdir()?;
@@ -240,12 +257,17 @@ impl PrivateServer {
             "initdb: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        let settings = match certificates {
+            Some(certificates) => secure(dir.path(), certificates)?,
+            None => Vec::new(),
+        };
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
         let mut server = Self {
             url: format!("postgres://essaim:essaim@127.0.0.1:{port}/postgres"),
             port,
+            settings,
             starts: 0,
             process: None,
             dir,
@@ -272,6 +294,7 @@ impl PrivateServer {
             .arg(self.dir.path().join("data"))
             .args(["-p", &self.port.to_string(), "-k", ""])
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
+            .args(self.settings.iter().flat_map(|setting| ["-c", setting.as_str()]))
             .current_dir(self.dir.path());
         self.starts += 1;
         let name = format!("postgres-{}", self.starts);
@@ -331,6 +354,37 @@ impl Drop for PrivateServer {
             let _ = self.kill();
         }
     }
+}
+
+/// Puts certificates where the server wants them. Returns the settings that name them.
+fn secure(dir: &Path, certificates: &Certificates) -> Result<Vec<String>> {
+    let data = dir.join("data");
+    let mut settings = vec!["ssl=on".to_owned()];
+    for (setting, from, name) in [
+        (
+            "ssl_cert_file",
+            certificates.certificate("server"),
+            "server.pem",
+        ),
+        ("ssl_key_file", certificates.key("server"), "server.key"),
+        ("ssl_ca_file", certificates.certificate("ca"), "ca.pem"),
+    ] {
+        let file = data.join(name);
+        std::fs::copy(from, &file)?;
+        std::fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+        if let Some(user) = server_user()? {
+            std::os::unix::fs::chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+        settings.push(format!("{setting}={name}"));
+    }
+    let access = data.join("pg_hba.conf");
+    let rest = std::fs::read_to_string(&access)?;
+    let first = format!(
+        "hostssl all {} 127.0.0.1/32 cert\n",
+        crate::certificates::USER
+    );
+    std::fs::write(&access, first + &rest)?;
+    Ok(settings)
 }
 
 /// Who runs a private server: PostgreSQL refuses to run as root, so it is given a user.

@@ -125,11 +125,11 @@ async fn a_variable_that_is_not_set_is_named() -> Result<()> {
         .await?
         .query_error(
             "CREATE EXTERNAL TABLE people STORED AS POSTGRES
-               LOCATION 'postgres://app:${ESSAIM_NO_SUCH_VARIABLE}@127.0.0.1/db' OPTIONS (table 'people');
+               LOCATION 'postgres://app:${ESSAIM_VAR_NO_SUCH}@127.0.0.1/db' OPTIONS (table 'people');
              SELECT * FROM people",
         )
         .await?;
-    assert_says(&status, &["people", "${ESSAIM_NO_SUCH_VARIABLE}"]);
+    assert_says(&status, &["people", "${ESSAIM_VAR_NO_SUCH}"]);
     Ok(())
 }
 

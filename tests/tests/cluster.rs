@@ -1,7 +1,7 @@
 //! A master and its workers as processes: they find each other, share work, wait, drain, and serve what tools expect.
 
 use anyhow::{Context, Result};
-use essaim_proto::VERSION;
+use essaim_proto::{PROTOCOL, VERSION};
 use essaim_proto::v1::cluster_client::ClusterClient;
 use essaim_proto::v1::{JobState, QueryRequest, RegisterRequest};
 use essaim_tests::client::{attempts, ended, tasks};
@@ -33,7 +33,7 @@ async fn two_workers_find_their_master() -> Result<()> {
     assert_eq!(shown, started, "{page}");
     for worker in workers {
         assert_eq!(worker["slots"], 2, "{worker}");
-        assert_eq!(worker["state"], "alive", "{worker}");
+        assert_eq!(worker["state"], "active", "{worker}");
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ async fn setup_statements_hold_for_one_query_only() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_worker_of_another_version_is_refused_naming_both() -> Result<()> {
+async fn a_worker_that_speaks_another_protocol_is_refused_naming_both_versions() -> Result<()> {
     let client = shared().await?.client().await?;
     let request = RegisterRequest {
         worker_id: "an-old-one".to_owned(),
@@ -98,12 +98,13 @@ async fn a_worker_of_another_version_is_refused_naming_both() -> Result<()> {
         version: "0.0.0-old".to_owned(),
         slots: 1,
         memory_bytes: 1 << 30,
+        protocol: PROTOCOL + 1,
     };
     let refused = ClusterClient::new(client.channel()).register(request).await;
     let status = refused.err().context("it was taken")?;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("0.0.0-old"), "{status}");
-    assert!(status.message().contains(VERSION), "{status}");
+    assert!(status.message().contains(VERSION.as_str()), "{status}");
     Ok(())
 }
 

@@ -13,8 +13,6 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::metrics::GrpcErrors;
 use std::sync::Arc;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 /// What the pages are made of.
 #[derive(Debug)]
@@ -28,16 +26,14 @@ pub(crate) struct Page {
     pub(crate) broadcasts: Arc<Broadcasts>,
 }
 
-/// Serves until `stop`.
-pub(crate) async fn serve(listener: TcpListener, page: Page, stop: CancellationToken) {
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(Arc::new(page));
-    let server = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = server.await {
-        tracing::error!(%error, "the worker's HTTP listener failed");
+impl Page {
+    /// All routes.
+    pub(crate) fn router(self) -> Router {
+        Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(Arc::new(self))
     }
 }
 

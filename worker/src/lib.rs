@@ -3,6 +3,7 @@
 //! [`membership`] keeps the worker in its master's registry, [`tasks`] serves the tasks below the cut, and
 //! datafusion-distributed's own service beside it serves plans that need an exchange between workers.
 
+mod exchange;
 mod http;
 mod membership;
 mod metrics;
@@ -13,9 +14,10 @@ use crate::membership::Membership;
 use crate::metrics::TaskCounts;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
-use datafusion_distributed::WorkerQueryContext;
+use datafusion_distributed::{DistributedExt, WorkerQueryContext};
 use essaim_common::broadcast::Broadcasts;
-use essaim_common::metrics::GrpcErrors;
+use essaim_common::net::http::serve_http;
+use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
@@ -27,9 +29,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tower::util::MapResponseLayer;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long a draining worker waits for its tasks before it hands them back.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -49,6 +49,8 @@ pub struct WorkerConfig {
     pub slots: usize,
     /// Memory for all its tasks together, in bytes.
     pub memory_bytes: u64,
+    /// Who may call, and how others are called.
+    pub security: Security,
 }
 
 impl Default for WorkerConfig {
@@ -60,6 +62,7 @@ impl Default for WorkerConfig {
             advertise: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 2 << 30,
+            security: Security::default(),
         }
     }
 }
@@ -74,6 +77,7 @@ pub struct Worker {
     stop: CancellationToken,
     server: JoinHandle<()>,
     http: Option<JoinHandle<()>>,
+    _forget_exchanges: AbortOnDropHandle<()>,
 }
 
 impl Worker {
@@ -82,11 +86,18 @@ impl Worker {
     /// # Errors
     /// The address is taken.
     pub async fn start(config: WorkerConfig) -> Result<Self> {
+        let secret = ClusterSecret::unknown();
+        let gate = Gate::open(&config.security, Some(secret.clone()))?;
+        let peers = Peers::new(&config.security.identity, secret.clone())?;
         let (listener, address) = bind("--listen", config.listen).await?;
+        gate.check(address, true)?;
         let http = match config.http {
             Some(http) => Some(bind("--http", http).await?),
             None => None,
         };
+        if let Some((_, http)) = &http {
+            gate.check(*http, false)?;
+        }
 
         let runtime = session::runtime(config.memory_bytes)?;
         let gauge = Gauge::default();
@@ -106,11 +117,14 @@ impl Worker {
                 if let Some(warm) = exchange_config.get_extension::<essaim_common::scope::Warm>() {
                     config.set_extension(warm);
                 }
+                config.set_distributed_channel_resolver(peers.clone());
                 async move { Ok(session::with_essaim(builder).build()) }
             },
         )
         .with_runtime_env(Arc::clone(&runtime))
-        .with_version(essaim_proto::VERSION);
+        .with_max_message_size(MAX_MESSAGE_BYTES / 4)
+        .with_version(essaim_proto::VERSION.as_str());
+        let forget_exchanges = tokio::spawn(exchange::forget_ended(exchange.clone()));
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<TasksServer<TaskService>>().await;
@@ -118,14 +132,8 @@ impl Worker {
         let counts = Arc::<TaskCounts>::default();
         let service = TaskService::new(state, gauge.clone(), Arc::clone(&counts));
         let stop = CancellationToken::new();
-        let grpc_errors = GrpcErrors::default();
-        let errors = grpc_errors.clone();
-        let server = Server::builder()
-            .layer(MapResponseLayer::new(move |answer| {
-                errors.look(&answer);
-                answer
-            }))
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        let server = gate
+            .grpc()
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(health_service)
@@ -134,18 +142,19 @@ impl Worker {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
-            .add_service(exchange.into_worker_server())
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop.clone().cancelled_owned(),
-            );
+            .add_service(
+                exchange
+                    .into_worker_server()
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .serve_with_incoming_shutdown(gate.incoming(listener), stop.clone().cancelled_owned());
         let server = tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the worker's listener failed");
             }
         });
         let membership =
-            Membership::start(&config, address, gauge.clone(), Arc::clone(&runtime))?;
+            Membership::start(&config, address, gauge.clone(), Arc::clone(&runtime), secret)?;
         let http_address = http.as_ref().map(|(_, address)| *address);
         let http = http.map(|(listener, _)| {
             let page = Page {
@@ -153,11 +162,11 @@ impl Worker {
                 gauge: gauge.clone(),
                 slots: config.slots,
                 counts,
-                grpc_errors,
+                grpc_errors: gate.grpc_errors().clone(),
                 lease: membership.lease(),
                 broadcasts: broadcasts.unwrap_or_default(),
             };
-            tokio::spawn(http::serve(listener, page, stop.clone()))
+            tokio::spawn(serve_http(listener, page.router(), gate, stop.clone()))
         });
         Ok(Self {
             address,
@@ -167,6 +176,7 @@ impl Worker {
             stop,
             server,
             http,
+            _forget_exchanges: AbortOnDropHandle::new(forget_exchanges),
         })
     }
 
@@ -180,14 +190,14 @@ impl Worker {
         self.http_address
     }
 
-    /// Takes no new tasks, waits up to 30 s for those that run, leaves the registry and ends.
+    /// Takes no new tasks, waits up to 30 s for those that the master has given it, leaves the registry and ends.
     /// Tasks that run still then are handed back: their streams break and the master runs them elsewhere.
     pub async fn drain(self) {
-        self.membership.drain();
-        if tokio::time::timeout(DRAIN, self.gauge.idle())
-            .await
-            .is_err()
-        {
+        let ended = async {
+            self.membership.drain().await;
+            self.gauge.idle().await;
+        };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
             tracing::warn!("tasks are still running after 30 s: handing them back");
         }
         // The server first, so that the last words of the last tasks are out before the master forgets the worker.

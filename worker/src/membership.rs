@@ -4,10 +4,11 @@ use crate::WorkerConfig;
 use crate::tasks::Gauge;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::metrics::Counter;
+use essaim_common::net::{ClusterSecret, Credentials, Link, link};
 use essaim_common::{Error, Result};
-use essaim_proto::VERSION;
 use essaim_proto::v1::cluster_client::ClusterClient;
 use essaim_proto::v1::{HeartbeatRequest, LeaveRequest, RegisterRequest};
+use essaim_proto::{PROTOCOL, VERSION};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +16,22 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+/// How long the master may take to accept a connection or to answer.
+const CALL: Duration = Duration::from_secs(3);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
+/// How often a draining worker looks for a master that is away before it leaves without a word.
+const MASTER_GONE: usize = 3;
+/// How often a draining worker asks whether there is still something for it.
+const RELEASE_CHECK: Duration = Duration::from_millis(50);
 
 /// The worker's place in the registry. It lives on a thread of its own, so that tasks never hold up a heartbeat.
 #[derive(Debug)]
 pub(crate) struct Membership {
     drain: CancellationToken,
+    released: CancellationToken,
     leave: CancellationToken,
     left: oneshot::Receiver<()>,
     lease: Arc<Lease>,
@@ -58,18 +66,16 @@ impl Membership {
         address: SocketAddr,
         gauge: Gauge,
         runtime: Arc<RuntimeEnv>,
+        secret: ClusterSecret,
     ) -> Result<Self> {
-        let endpoint = Endpoint::from_shared(config.master.clone())
-            .map_err(|e| {
-                Error::invalid(format!(
-                    "--master {}: {e}; write http://HOST:7077",
-                    config.master
-                ))
-            })?
-            .connect_timeout(Duration::from_secs(3))
-            .timeout(Duration::from_secs(3))
-            .tcp_nodelay(true);
+        let identity = &config.security.identity;
+        let endpoint = link::endpoint(&config.master, identity, CALL)
+            .map_err(|error| error.context("--master"))?
+            .timeout(CALL);
+        // A token file that is missing is known now and not when the master answers.
+        Credentials::of(identity)?;
         let drain = CancellationToken::new();
+        let released = CancellationToken::new();
         let leave = CancellationToken::new();
         let (report, left) = oneshot::channel();
         let id = format!("w-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
@@ -87,7 +93,9 @@ impl Membership {
             address,
             gauge,
             runtime,
+            secret,
             drain: drain.clone(),
+            released: released.clone(),
             leave: leave.clone(),
         };
         std::thread::Builder::new()
@@ -106,6 +114,7 @@ impl Membership {
             .map_err(|e| Error::internal(format!("no thread for the membership: {e}")))?;
         Ok(Self {
             drain,
+            released,
             leave,
             left,
             lease,
@@ -117,9 +126,11 @@ impl Membership {
         Arc::clone(&self.lease)
     }
 
-    /// Tells the master, with the next heartbeat, to send no more tasks.
-    pub(crate) fn drain(&self) {
+    /// Tells the master to send no more tasks. Returns once it says that none is left, not even one on its way, nor a
+    /// part of an exchange; or once it cannot be reached.
+    pub(crate) async fn drain(&self) {
         self.drain.cancel();
+        self.released.cancelled().await;
     }
 
     /// Leaves the registry.
@@ -138,13 +149,18 @@ struct Member {
     address: SocketAddr,
     gauge: Gauge,
     runtime: Arc<RuntimeEnv>,
+    /// What the master hands out at registration.
+    secret: ClusterSecret,
     drain: CancellationToken,
+    /// Cancelled once the master has nothing more for a worker that drains.
+    released: CancellationToken,
     leave: CancellationToken,
 }
 
 impl Member {
     async fn stay(self) {
         let mut back_off = FIRST_BACK_OFF;
+        let mut failures = 0;
         while !self.leave.is_cancelled() {
             let outcome = tokio::select! {
                 outcome = self.one_lease(&mut back_off) => outcome,
@@ -154,49 +170,78 @@ impl Member {
             self.lease.failures.inc();
             if let Err(error) = outcome {
                 tracing::warn!(master = %self.config.master, %error, "not registered, trying again in {back_off:?}");
+                failures += 1;
+                if self.drain.is_cancelled() && failures >= MASTER_GONE {
+                    self.released.cancel();
+                }
+            } else {
+                failures = 0;
             }
             tokio::select! {
                 () = tokio::time::sleep(back_off) => {}
                 () = self.leave.cancelled() => {}
+                // It must not leave without a word.
+                () = self.drain.cancelled(), if !self.released.is_cancelled() => {}
             }
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
         }
-        let mut client = ClusterClient::new(self.endpoint.connect_lazy());
-        let request = LeaveRequest {
-            worker_id: self.id.clone(),
-        };
-        if let Err(status) = client.leave(request).await {
-            tracing::debug!(%status, "the master did not hear that the worker leaves");
+        if let Err(error) = self.say_goodbye().await {
+            tracing::debug!(%error, "the master did not hear that the worker leaves");
         }
     }
 
-    /// Registers and renews until the lease is lost.
-    async fn one_lease(&self, back_off: &mut Duration) -> Result<()> {
+    async fn say_goodbye(&self) -> Result<()> {
+        let request = LeaveRequest {
+            worker_id: self.id.clone(),
+        };
+        self.client().await?.leave(request).await?;
+        Ok(())
+    }
+
+    /// A connection to the master, with the token as it is now.
+    async fn client(&self) -> Result<ClusterClient<Link>> {
+        let credentials = Credentials::of(&self.config.security.identity)?;
         let channel = self
             .endpoint
             .connect()
             .await
             .map_err(|e| Error::unavailable(format!("{e:?}")))?;
-        let mut client: ClusterClient<Channel> = ClusterClient::new(channel);
+        Ok(ClusterClient::new(Link::new(channel, credentials)))
+    }
+
+    /// Registers and renews until the lease is lost.
+    async fn one_lease(&self, back_off: &mut Duration) -> Result<()> {
+        let mut client = self.client().await?;
+        // A master that has the address may call before its answer is here.
+        let registering = self.secret.registering();
         let lease = client
             .register(RegisterRequest {
                 worker_id: self.id.clone(),
                 address: self.advertised()?,
-                version: VERSION.to_owned(),
+                version: VERSION.to_string(),
                 slots: self.config.slots as u32,
                 memory_bytes: self.config.memory_bytes,
+                protocol: PROTOCOL,
             })
             .await?
             .into_inner();
-        tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, "registered");
+        self.secret
+            .set(&lease.secret)
+            .map_err(|error| error.context("the master's secret"))?;
+        drop(registering);
+        tracing::info!(worker = %self.id, master = %self.config.master, slots = self.config.slots, version = %VERSION, master_version = %lease.version, "registered");
         self.lease.registered.store(true, Ordering::Relaxed);
         *back_off = FIRST_BACK_OFF;
         let period = Duration::from_millis(lease.heartbeat_ms.max(10));
         let mut announced_drain = false;
         loop {
-            // A drain is announced at once, not with the next regular heartbeat.
+            // A drain is announced at once, not with the next regular heartbeat, and its end is not waited for longer.
+            let pause = match announced_drain && !self.released.is_cancelled() {
+                true => RELEASE_CHECK,
+                false => period,
+            };
             tokio::select! {
-                () = tokio::time::sleep(period) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.drain.cancelled(), if !announced_drain => {}
             }
             announced_drain = self.drain.is_cancelled();
@@ -209,7 +254,11 @@ impl Member {
                 })
                 .await;
             match heartbeat {
-                Ok(_) => {}
+                Ok(answer) => {
+                    if announced_drain && answer.into_inner().slots_used == 0 {
+                        self.released.cancel();
+                    }
+                }
                 Err(status) if status.code() == Code::NotFound => return Ok(()),
                 // One lost heartbeat is not yet a lost lease; a broken connection is mended by the channel.
                 Err(status) => return Err(status.into()),
@@ -229,8 +278,12 @@ impl Member {
         } else {
             self.address.ip()
         };
+        let scheme = match self.config.security.identity.cert {
+            Some(_) => "https",
+            None => "http",
+        };
         Ok(format!(
-            "http://{}",
+            "{scheme}://{}",
             SocketAddr::new(ip, self.address.port())
         ))
     }

@@ -5,6 +5,7 @@ use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
+use essaim_common::bad_records::BadRecords;
 use essaim_common::broadcast::Broadcasts;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::{self, Decoder};
@@ -13,6 +14,7 @@ use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
 use essaim_common::{Error, Result, trace};
 use essaim_proto::v1::tasks_server::Tasks;
+use essaim_proto::v1;
 use essaim_proto::v1::{
     DropBroadcastsRequest, DropBroadcastsResponse, PutBroadcastRequest, PutBroadcastResponse,
     RunRequest, RunResponse, TaskDone, TaskProgress, run_response::Part,
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::task::unconstrained;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
@@ -96,6 +99,7 @@ impl Running {
             ..TaskDone::default()
         };
         add_facts(&self.plan, &mut done);
+        node_rows(&self.plan, &mut done.node_rows);
         self.counts.rows_out.add(done.rows_out);
         self.counts.late_rows.add(
             done.late_rows
@@ -175,6 +179,7 @@ impl TaskService {
             task_index: request.partition as usize,
             task_count: 0,
         }));
+        config.set_extension(Arc::new(BadRecords::default()));
         if let Some(epoch) = &request.epoch {
             config.set_extension(Arc::new(EpochParams {
                 epoch: epoch.epoch,
@@ -212,10 +217,15 @@ impl TaskService {
                 request.task
             )));
         }
+        let bad_records = context.session_config().get_extension();
         let rows = plan.execute(0, context)?;
         let running = Running::new(plan, self.gauge.clone(), Arc::clone(&self.counts));
         tracing::debug!("running");
-        Ok(Box::pin(respond(running, ipc::encode_stream(rows))))
+        Ok(Box::pin(respond(
+            running,
+            ipc::encode_stream(rows),
+            bad_records.unwrap_or_default(),
+        )))
     }
 }
 
@@ -223,6 +233,7 @@ impl TaskService {
 fn respond(
     running: Running,
     chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
+    bad_records: Arc<BadRecords>,
 ) -> impl Stream<Item = Result<RunResponse>> + Send + 'static {
     // A panic in a plan is an error of this task, not the end of a connection that others share.
     let chunks = AssertUnwindSafe(chunks).catch_unwind().map(|chunk| {
@@ -239,35 +250,60 @@ fn respond(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.reset();
     let span = Span::current();
-    let state = Some((Box::pin(chunks), ticks, running));
+    let state = Answer::Rows(Box::pin(chunks), ticks, running);
     futures::stream::unfold(state, move |state| {
+        let bad_records = Arc::clone(&bad_records);
         let step = async move {
-            let (mut chunks, mut ticks, mut running) = state?;
+            let (mut chunks, mut ticks, mut running) = match state {
+                Answer::Rows(chunks, ticks, running) => (chunks, ticks, running),
+                Answer::Last(last) => return Some((*last, Answer::Over)),
+                Answer::Over => return None,
+            };
             let part = tokio::select! {
                 biased;
                 chunk = chunks.next() => match chunk {
                     Some(Ok(chunk)) => Part::ArrowIpc(chunk),
-                    Some(Err(error)) => {
-                        tracing::warn!(%error, "failed");
-                        running.outcome = TaskOutcome::Failed;
-                        return Some((Err(error), None));
-                    }
-                    None => {
-                        let done = running.done();
-                        tracing::debug!(rows_out = done.rows_out, "done");
-                        let done = Part::Done(done);
-                        return Some((Ok(RunResponse { part: Some(done) }), None));
+                    ended => {
+                        let last = match ended {
+                            Some(Err(error)) => {
+                                tracing::warn!(%error, "failed");
+                                running.outcome = TaskOutcome::Failed;
+                                Err(error)
+                            }
+                            _ => {
+                                let done = running.done();
+                                tracing::debug!(rows_out = done.rows_out, "done");
+                                Ok(response(Part::Done(done)))
+                            }
+                        };
+                        let records = bad_records.noted();
+                        if records.is_empty() {
+                            return Some((last, Answer::Over));
+                        }
+                        let told = response(Part::BadRecords(v1::BadRecords { records }));
+                        return Some((Ok(told), Answer::Last(Box::new(last))));
                     }
                 },
-                _ = ticks.tick() => Part::Progress(running.progress()),
+                // Rows that are always ready use up the budget of every poll: the clock must not need any of it.
+                _ = unconstrained(ticks.tick()) => Part::Progress(running.progress()),
             };
-            Some((
-                Ok(RunResponse { part: Some(part) }),
-                Some((chunks, ticks, running)),
-            ))
+            let next = Answer::Rows(chunks, ticks, running);
+            Some((Ok(response(part)), next))
         };
         step.instrument(span.clone())
     })
+}
+
+/// Where the answer to a call stands.
+enum Answer<S> {
+    Rows(S, tokio::time::Interval, Running),
+    /// The last word, after what was told before it.
+    Last(Box<Result<RunResponse>>),
+    Over,
+}
+
+fn response(part: Part) -> RunResponse {
+    RunResponse { part: Some(part) }
 }
 
 /// What the leaves of a plan have counted.
@@ -301,6 +337,36 @@ fn add_progress(plan: &Arc<dyn ExecutionPlan>, sum: &mut TaskProgress) {
         sum.rows_in += metrics.output_rows().unwrap_or_default() as u64;
         sum.bytes_in += count("bytes_scanned");
     }
+}
+
+/// What each node of a plan has yielded, from the root down, left to right; -1 if it does not count. Returns the root's.
+fn node_rows(plan: &Arc<dyn ExecutionPlan>, rows: &mut Vec<i64>) -> i64 {
+    let position = rows.len();
+    rows.push(-1);
+    let children: Vec<i64> = plan
+        .children()
+        .into_iter()
+        .map(|child| node_rows(child, rows))
+        .collect();
+    let metrics = plan.metrics();
+    let count = |name: &str| {
+        let sum = metrics.as_ref().and_then(|found| found.sum_by_name(name));
+        sum.map_or(0, |value| value.as_usize() as i64)
+    };
+    let own = if plan.is::<ScanExec>() {
+        let dropped = ["records_skipped", "records_dead_lettered", "late_rows"];
+        count("rows_in") - dropped.into_iter().map(count).sum::<i64>()
+    } else if let (Some(filter), [input]) = (plan.downcast_ref::<LateFilterExec>(), &children[..]) {
+        match input {
+            -1 => -1,
+            input => input - filter.late_rows() as i64,
+        }
+    } else {
+        let counted = metrics.as_ref().and_then(|found| found.output_rows());
+        counted.map_or(-1, |rows| rows as i64)
+    };
+    rows[position] = own;
+    own
 }
 
 /// Bytes that the operators of a plan have written to temporary files.

@@ -88,6 +88,7 @@ impl Cluster {
             .args(["--http", &self.http.to_string()])
             .arg("--state-dir")
             .arg(self.folder.join("state"))
+            .args(["--env-prefixes", "DEMO_"])
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         let mut master = group.spawn(&name, command, Signal::SIGKILL, &self.folder)?;
         let line = master.line().await?;
@@ -159,6 +160,7 @@ impl Cluster {
         #[derive(Deserialize)]
         struct Entry {
             id: String,
+            state: String,
         }
         let exchange = async {
             let mut stream = TcpStream::connect(self.http).await?;
@@ -179,7 +181,8 @@ impl Cluster {
             .with_context(|| format!("the master's status page is {response:?}"))?;
         let page: Page = serde_json::from_str(body)
             .with_context(|| format!("the master's status page is {body:?}"))?;
-        Ok(page.workers.into_iter().map(|worker| worker.id).collect())
+        let there = page.workers.into_iter().filter(|w| w.state != "lost");
+        Ok(there.map(|worker| worker.id).collect())
     }
 }
 
@@ -194,5 +197,11 @@ fn kill(mut process: Process, role: &str) -> Result<u32> {
 fn command(binary: &Path, role: &str, folder: &Path) -> Command {
     let mut command = Command::new(binary);
     command.arg(role).env("TMPDIR", folder.join("tmp"));
+    // What is meant for a cluster of the user's own is not for this one.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ESSAIM_") && name != "ESSAIM_LOG" {
+            command.env_remove(name);
+        }
+    }
     command
 }

@@ -6,14 +6,14 @@ use super::postgres::Postgres;
 use super::process::Group;
 use super::screen::Screen;
 use super::{LENGTH, account};
-use crate::client::{self, Failure};
+use crate::client::{self, Failure, MasterAddress};
 use crate::jobs::has_ended;
 use anyhow::{Result, bail, ensure};
+use essaim_common::net::Link;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::{GetRequest, Job, JobState, StopRequest, SubmitRequest};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use tonic::transport::Channel;
 
 /// The job file.
 pub const SQL: &str = include_str!("../../../examples/demo/job.sql");
@@ -35,7 +35,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Running {
     address: String,
-    client: Option<JobsClient<Channel>>,
+    client: Option<JobsClient<Link>>,
     id: String,
 }
 
@@ -69,7 +69,7 @@ impl Running {
     /// # Errors
     /// It is refused or fails.
     pub async fn submit(address: &str) -> Result<Self> {
-        let mut client = client::connect(address).await?;
+        let mut client = client::connect(&MasterAddress::plain(address)).await?;
         let submit = SubmitRequest {
             sql: SQL.to_owned(),
             name: NAME.to_owned(),
@@ -98,7 +98,7 @@ impl Running {
         let asked = async {
             let mut client = match self.client.take() {
                 Some(client) => client,
-                None => client::connect(&self.address).await?,
+                None => client::connect(&MasterAddress::plain(&self.address)).await?,
             };
             let job = client::answer(client.get(request)).await?;
             Ok::<_, Failure>((client, job))
@@ -197,7 +197,7 @@ impl Running {
 
     /// Asks for the job's end after its epoch.
     async fn stop(&self) -> Result<()> {
-        let mut client = client::connect(&self.address).await?;
+        let mut client = client::connect(&MasterAddress::plain(&self.address)).await?;
         let request = StopRequest {
             job_id: self.id.clone(),
         };

@@ -126,9 +126,7 @@ pub async fn produce(
         );
         tokio::time::sleep(POLL).await;
     }
-    if let Some(error) = deliveries.0.failed.get() {
-        return Err(error.clone()).context("the broker did not take a toot");
-    }
+    deliveries.all_taken()?;
     // Nothing is in flight: there is nothing to wait for when it is dropped.
     drop(producer);
     let kept = tokio::task::spawn_blocking(move || kept(&address)).await??;
@@ -158,7 +156,7 @@ fn kept(address: &str) -> Result<u64> {
 
 /// Counts what the broker acknowledged.
 #[derive(Debug, Clone, Default)]
-struct Deliveries(Arc<Counts>);
+pub struct Deliveries(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -168,8 +166,20 @@ struct Counts {
 }
 
 impl Deliveries {
-    fn done(&self) -> u64 {
+    /// How many messages have been answered for, one way or the other.
+    pub fn done(&self) -> u64 {
         self.0.done.load(Ordering::Acquire)
+    }
+
+    /// Succeeds if none of them was refused.
+    ///
+    /// # Errors
+    /// The first that was.
+    pub fn all_taken(&self) -> Result<()> {
+        match self.0.failed.get() {
+            Some(error) => Err(error.clone()).context("the broker did not take a toot"),
+            None => Ok(()),
+        }
     }
 }
 

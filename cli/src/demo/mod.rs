@@ -8,6 +8,7 @@ mod kafka;
 mod latency;
 mod postgres;
 mod process;
+mod produce;
 mod screen;
 mod toots;
 
@@ -45,13 +46,23 @@ const WORKERS: usize = 2;
 const ROWS_SHOWN: usize = 6;
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DemoArgs {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Print the account as one line of JSON, the last line; all else goes to standard error.
     #[arg(long)]
     json: bool,
     /// Leave everything up until Ctrl-C, and say how to talk to it.
     #[arg(long)]
     keep: bool,
+}
+
+/// A part of the demo by itself, for clusters that have the rest.
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    /// Send toots to a topic, at a steady rate, until SIGTERM or Ctrl-C.
+    Produce(produce::ProduceArgs),
 }
 
 /// Everything that runs. Stopped in this order when dropped, the folders last.
@@ -92,11 +103,14 @@ struct Speed {
     all: Latencies,
 }
 
-/// Runs the demo.
+/// Runs the demo, or the part of it that is named.
 ///
 /// # Errors
 /// Something does not start, the job fails, worker or master were not killed while it ran, or the account is not right.
 pub async fn run(args: DemoArgs) -> Result<()> {
+    if let Some(Part::Produce(args)) = args.part {
+        return produce::produce(args).await;
+    }
     let mut signals = Signals::new()?;
     let mut screen = Screen::new(args.json);
     let performed = tokio::select! {

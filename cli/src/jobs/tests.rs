@@ -13,9 +13,7 @@ fn ended(state: JobState) -> Job {
 }
 
 fn address(fake: &Fake) -> MasterAddress {
-    MasterAddress {
-        master: fake.address.clone(),
-    }
+    MasterAddress::plain(&fake.address)
 }
 
 fn job_file(sql: &str) -> tempfile::NamedTempFile {

@@ -49,7 +49,7 @@ pub(super) fn start(service: &'static str) -> Result<Option<Export>, ExporterBui
         room: room.unwrap_or(QUEUE),
     };
     let mut resource =
-        Resource::builder().with_attribute(KeyValue::new("service.version", essaim_proto::VERSION));
+        Resource::builder().with_attribute(KeyValue::new("service.version", essaim_proto::VERSION.as_str()));
     let named =
         variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|all| all.contains("service.name="));
     if variable("OTEL_SERVICE_NAME").is_none() && !named {

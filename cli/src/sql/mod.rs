@@ -47,14 +47,14 @@ pub struct Input {
 /// # Errors
 /// What the first statement that fails ends with; a shell has none.
 pub async fn run(args: SqlArgs) -> Result<()> {
-    run_at(&args.address.master, args.input, "").await
+    run_at(&args.address, args.input, "").await
 }
 
 /// Runs SQL on the master at `address`. A shell begins with `greeting`, or the address if that is empty.
 ///
 /// # Errors
 /// As for [`run`].
-pub async fn run_at(address: &str, input: Input, greeting: &str) -> Result<()> {
+pub async fn run_at(address: &MasterAddress, input: Input, greeting: &str) -> Result<()> {
     let format = if input.json {
         Format::Json
     } else {
@@ -68,7 +68,7 @@ pub async fn run_at(address: &str, input: Input, greeting: &str) -> Result<()> {
     match input.file.as_deref() {
         None if std::io::stdin().is_terminal() => {
             let greeting = match greeting {
-                "" => address,
+                "" => &address.master,
                 greeting => greeting,
             };
             shell::run(&mut session, greeting).await

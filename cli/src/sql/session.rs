@@ -8,6 +8,7 @@ use crate::progress::Progress;
 use crate::text::printable;
 use anyhow::Result;
 use essaim_common::ipc::Decoder;
+use essaim_common::net::Link;
 use essaim_common::secret::redact;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::query_response::Part;
@@ -15,7 +16,6 @@ use essaim_proto::v1::{QueryRequest, QueryResponse};
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 /// Whether there is more to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ Ctrl-C cancels a running query or clears what has been typed.";
 /// A client's side of a session; the master keeps none.
 #[derive(Debug)]
 pub struct Session {
-    client: JobsClient<Channel>,
+    client: JobsClient<Link>,
     format: Format,
     timing: bool,
     splitter: Splitter,
@@ -46,7 +46,7 @@ pub struct Session {
 
 impl Session {
     /// A session that has declared nothing.
-    pub fn new(client: JobsClient<Channel>, format: Format) -> Self {
+    pub fn new(client: JobsClient<Link>, format: Format) -> Self {
         Self {
             client,
             format,

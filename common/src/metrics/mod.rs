@@ -112,7 +112,7 @@ impl Page {
             "Always 1; the labels say what runs here.",
         )
         .add(
-            &[("component", component), ("version", essaim_proto::VERSION)],
+            &[("component", component), ("version", essaim_proto::VERSION.as_str())],
             1.0,
         );
         process::add(&mut page);

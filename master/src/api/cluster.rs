@@ -1,6 +1,6 @@
 //! The gRPC service that workers call.
 
-use crate::registry::{BY_ITSELF, HEARTBEAT, LEASE, Registry};
+use crate::registry::{HEARTBEAT, LEASE, Registry};
 use essaim_proto::v1::cluster_server::Cluster;
 use essaim_proto::v1::{
     HeartbeatRequest, HeartbeatResponse, LeaveRequest, LeaveResponse, RegisterRequest,
@@ -25,6 +25,13 @@ impl Cluster for ClusterService {
         Ok(Response::new(RegisterResponse {
             heartbeat_ms: HEARTBEAT.as_millis() as u64,
             lease_ms: LEASE.as_millis() as u64,
+            version: essaim_proto::VERSION.to_string(),
+            secret: self
+                .0
+                .peers()
+                .secret()
+                .current()
+                .map_or_else(String::new, |secret| secret.expose().to_owned()),
         }))
     }
 
@@ -33,21 +40,22 @@ impl Cluster for ClusterService {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let request = request.into_inner();
-        if self.0.heartbeat(&request) {
-            Ok(Response::new(HeartbeatResponse {}))
-        } else {
-            Err(Status::not_found(format!(
+        let tasks = self.0.heartbeat(&request).ok_or_else(|| {
+            Status::not_found(format!(
                 "worker {} has no lease: register",
                 request.worker_id
-            )))
-        }
+            ))
+        })?;
+        Ok(Response::new(HeartbeatResponse {
+            slots_used: tasks as u32,
+        }))
     }
 
     async fn leave(
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
-        self.0.remove(&request.into_inner().worker_id, BY_ITSELF);
+        self.0.leave(&request.into_inner().worker_id);
         Ok(Response::new(LeaveResponse {}))
     }
 }

@@ -5,6 +5,7 @@ use crate::batch;
 use crate::jobs::Submission;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::{JobState, MAX_EPOCHS_KEPT};
+use crate::jobs::queue::Turn;
 use crate::plan::{MAX_SQL_BYTES, Planner, Purpose, parse, purpose};
 use crate::run;
 use datafusion::execution::SendableRecordBatchStream;
@@ -49,9 +50,14 @@ impl Jobs for JobsService {
             from_scratch: request.from_scratch,
         };
         let job = self.0.jobs.submit(submission).await?;
-        let job_id = job.id();
-        self.0.spawn(batch::run(Arc::clone(&self.0), job));
-        Ok(Response::new(v1::SubmitResponse { job_id }))
+        let run = batch::run(Arc::clone(&self.0), Arc::clone(&job));
+        let (job_id, queue_position) =
+            job.read(|record| (record.id.clone(), record.queue_position));
+        self.0.spawn(run);
+        Ok(Response::new(v1::SubmitResponse {
+            job_id,
+            queue_position,
+        }))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answer<v1::ListResponse> {
@@ -70,7 +76,8 @@ impl Jobs for JobsService {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Job> {
         let job = self.find(&request.into_inner().job_id)?;
-        Ok(Response::new(job.read(|record| record.to_proto(true))))
+        let shown = self.0.jobs.look(&job, |record| record.to_proto(true));
+        Ok(Response::new(shown.await?))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Answer<v1::CancelResponse> {
@@ -206,6 +213,7 @@ struct Running {
     rows: std::pin::Pin<Box<dyn Stream<Item = Result<bytes::Bytes>> + Send>>,
     scope: Arc<JobScope>,
     guard: QueryGuard,
+    _turn: Option<Turn>,
 }
 
 /// The query's Arrow IPC stream.
@@ -234,12 +242,14 @@ fn chunks(
                 let begun = tokio::select! {
                     begun = begin(&shared, &job, &request, &scope) => begun,
                     () = job.cancelled() => Err(Error::cancelled("cancelled")),
+                    error = shared.jobs.taken_over() => Err(error),
                 };
                 match begun {
-                    Ok(rows) => Running {
-                        rows: Box::pin(ipc::encode_stream(rows)),
+                    Ok((rows, most, turn)) => Running {
+                        rows: Box::pin(at_most(most, ipc::encode_stream(rows))),
                         scope,
                         guard,
+                        _turn: turn,
                     },
                     Err(error) => {
                         scope.release().await;
@@ -255,6 +265,7 @@ fn chunks(
         let next = tokio::select! {
             next = running.rows.next() => next,
             () = job.cancelled() => Some(Err(Error::cancelled("cancelled"))),
+            error = running.guard.shared.jobs.taken_over() => Some(Err(error)),
         };
         match next {
             Some(Ok(chunk)) => Some((Ok(chunk), State::Running(running))),
@@ -273,13 +284,39 @@ fn chunks(
     futures::stream::unfold(start, move |state| step(state).instrument(span.clone()))
 }
 
-/// Runs the statements up to the last one and starts that one.
+/// The chunks of a result until they are more than `most` bytes together.
+fn at_most(
+    most: u64,
+    chunks: impl Stream<Item = Result<bytes::Bytes>> + Send + 'static,
+) -> impl Stream<Item = Result<bytes::Bytes>> + Send + 'static {
+    let mut sent = 0;
+    chunks.map(move |chunk| {
+        let chunk = chunk?;
+        sent += chunk.len() as u64;
+        if sent > most {
+            return Err(Error::exhausted(format!(
+                "the result has more than {most} bytes: INSERT it INTO a table, add a LIMIT, or SET essaim.max_result_bytes higher"
+            )));
+        }
+        Ok(chunk)
+    })
+}
+
+/// Waits for the query's turn, runs the statements up to the last one and starts that one. Returns its rows, how many
+/// bytes of them may be sent, and the turn.
 async fn begin(
     shared: &Arc<Shared>,
     job: &Arc<JobHandle>,
     request: &v1::QueryRequest,
     scope: &Arc<JobScope>,
-) -> Result<SendableRecordBatchStream> {
+) -> Result<(SendableRecordBatchStream, u64, Option<Turn>)> {
+    let mut statements = parse(&request.sql)?;
+    // A declaration takes next to nothing: it need not wait.
+    let is_work = |statement| purpose(statement) != Purpose::Setup;
+    let mut turn = None;
+    if statements.iter().any(is_work) {
+        turn.insert(shared.query_queue.enter(job)).come().await;
+    }
     shared.jobs.advance(job, JobState::Running, "").await;
     let mut planner = Planner::new(
         Arc::clone(&shared.runtime),
@@ -291,7 +328,6 @@ async fn begin(
             planner.set_up(statement).await?;
         }
     }
-    let mut statements = parse(&request.sql)?;
     let Some(last) = statements.pop() else {
         return Err(Error::invalid("there is no statement"));
     };
@@ -317,11 +353,13 @@ async fn begin(
     if purpose(&last) == Purpose::Setup {
         own.set_up(last).await?;
         let schema = Arc::new(arrow::datatypes::Schema::empty());
-        return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        return Ok((Box::pin(EmptyRecordBatchStream::new(schema)), u64::MAX, turn));
     }
+    let most = own.settings().max_result_bytes;
     scope.set_query(index as u32);
     let query = own.query(last).await?;
-    run::start(shared, &planner, job, index, query).await
+    let rows = run::start(shared, &planner, job, index, query).await?;
+    Ok((rows, most, turn))
 }
 
 /// Chunks, and progress in between if it is wanted.

@@ -1,7 +1,8 @@
 //! A job that is known to the master: its record, who waits for changes of it, and how it is asked to end.
 
+use crate::events::{EventKind, Events, Severity};
 use crate::jobs::meter::{Meter, Vitals};
-use crate::jobs::model::{EpochProgress, JobRecord, QueryRecord, StageRecord};
+use crate::jobs::model::{EpochProgress, JobError, JobRecord, Place, QueryRecord, StageRecord};
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -18,24 +19,25 @@ pub struct JobHandle {
     /// Held while the record is stored: what is stored last is the record as it is now. Handed on to the job's next
     /// handle.
     pub(super) saving: Arc<AsyncMutex<()>>,
+    events: Arc<Events>,
     /// Shared by all jobs of the name.
     meter: OnceLock<Arc<Meter>>,
     vitals: Vitals,
 }
 
 impl JobHandle {
-    /// A handle of a record.
-    pub fn new(record: JobRecord) -> Arc<Self> {
-        Self::with(record, Arc::default())
+    /// A handle of a record, whose events go to `events`.
+    pub fn new(record: JobRecord, events: Arc<Events>) -> Arc<Self> {
+        Self::with(record, Arc::default(), events)
     }
 
     /// A handle of this job, which has ended and is submitted again.
     pub(super) fn resumed(&self, sql: String) -> Arc<Self> {
         let record = self.read(|record| record.resumed(sql));
-        Self::with(record, Arc::clone(&self.saving))
+        Self::with(record, Arc::clone(&self.saving), Arc::clone(&self.events))
     }
 
-    fn with(record: JobRecord, saving: Arc<AsyncMutex<()>>) -> Arc<Self> {
+    fn with(record: JobRecord, saving: Arc<AsyncMutex<()>>, events: Arc<Events>) -> Arc<Self> {
         let stop = CancellationToken::new();
         if record.stop_requested {
             stop.cancel();
@@ -46,6 +48,7 @@ impl JobHandle {
             cancel: CancellationToken::new(),
             stop,
             saving,
+            events,
             meter: OnceLock::new(),
             vitals: Vitals::default(),
         })
@@ -123,6 +126,49 @@ impl JobHandle {
         self.changed.subscribe()
     }
 
+    /// Writes an event of this job.
+    pub fn event(
+        &self,
+        kind: EventKind,
+        severity: Severity,
+        worker: Option<&str>,
+        message: impl Into<String>,
+    ) {
+        let id = self.id();
+        self.events
+            .write(kind, severity, Some(&id), worker, message);
+    }
+
+    /// Keeps an error among the job's last ones.
+    pub fn record_error(&self, error: JobError) {
+        self.update(|record| record.record_error(error));
+    }
+
+    /// Counts rows that the nodes of one place of a query's plan have yielded, by their positions; `None` stands for all
+    /// queries.
+    pub(crate) fn add_rows(&self, query: Option<usize>, place: Place, rows: &[Option<u64>]) {
+        if rows.iter().all(Option::is_none) {
+            return;
+        }
+        self.update(|record| match query {
+            Some(query) => {
+                if let Some(query) = record.queries.get_mut(query) {
+                    query.plan.add_rows(place, rows);
+                }
+            }
+            None => {
+                for query in &mut record.queries {
+                    query.plan.add_rows(place, rows);
+                }
+            }
+        });
+    }
+
+    /// The number of the last change.
+    pub fn version(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
     /// Takes in an epoch that was committed, tells those who watch, and forgets all but the last 1,000.
     pub fn record_epoch(&self, epoch: EpochProgress) {
         self.meter().epoch(&epoch);
@@ -158,6 +204,10 @@ impl JobHandle {
 
     /// Asks for the job's end.
     pub fn cancel(&self) {
+        if !self.cancel.is_cancelled() && self.read(|record| !record.state.is_final()) {
+            let message = "somebody asked for its end";
+            self.event(EventKind::JobCancelling, Severity::Info, None, message);
+        }
         self.cancel.cancel();
     }
 

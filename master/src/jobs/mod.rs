@@ -1,56 +1,61 @@
 //! The catalogue of jobs: what was submitted, how it goes, what a restarted master takes up again.
 
 mod epochs;
+mod errors;
+mod fence;
 pub mod handle;
+pub(crate) mod known;
+pub mod list;
 pub(crate) mod meter;
 pub mod model;
+pub(crate) mod plan;
+pub mod queue;
 pub mod state_dir;
 mod store;
 
+use crate::events::{EventKind, Events, Severity};
+use crate::jobs::fence::Fence;
+pub use crate::jobs::fence::StateDirTrouble;
 use crate::jobs::handle::JobHandle;
+use crate::jobs::known::{Entry, Known};
 use crate::jobs::meter::Meters;
-use crate::jobs::model::{JobKind, JobRecord, JobState, now_ms};
+use crate::jobs::model::{JobError, JobKind, JobRecord, JobState, now_ms};
 use crate::jobs::state_dir::StateDir;
 use crate::jobs::store::Store;
 use essaim_common::metrics::Counter;
-use essaim_common::{Error, Result};
-use futures::future::BoxFuture;
+use essaim_common::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// Jobs that wait or run at a time; one more is refused.
 pub(crate) const MAX_OPEN_JOBS: usize = 1_000;
-/// Ended batch jobs that are remembered, and as many streaming jobs, which can be taken up again: those that ended
-/// first are forgotten first.
-const MAX_ENDED_JOBS: usize = 1_000;
+/// Ended batch jobs that are remembered: those that ended first are forgotten first.
+const MAX_ENDED_BATCH_JOBS: usize = 10_000;
+/// Ended batch jobs that are in memory with all that is known of them; of the others that is in the state dir.
+const MAX_WHOLE_BATCH_JOBS: usize = 1_000;
+/// Ended streaming jobs that are remembered, and can be taken up again.
+const MAX_ENDED_STREAMING_JOBS: usize = 1_000;
+/// How often an idle master looks whether the state dir is still its own.
+const FENCE_PERIOD: Duration = Duration::from_secs(2);
 /// Ended queries of clients that are remembered: they must not push jobs out.
 const MAX_ENDED_QUERIES: usize = 100;
 
-/// What removes the checkpoint of a streaming job that is forgotten, given the job's id.
-type RemoveCheckpoint = Box<dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync>;
-
 /// All jobs that the master remembers.
+#[derive(Debug)]
 pub struct Jobs {
     store: Store,
-    /// By id. Ids sort by the time of the first submission.
-    known: Mutex<BTreeMap<String, Entry>>,
-    remove_checkpoint: OnceLock<RemoveCheckpoint>,
+    known: Mutex<Known>,
+    events: Arc<Events>,
+    fence: Fence,
+    /// Why this master owns the state dir no longer, once that is so.
+    taken_over: watch::Sender<Option<Error>>,
     pub(crate) meters: Meters,
     /// Jobs that were not taken because too many were open.
     pub(crate) refused: Counter,
     ended: Mutex<BTreeMap<(JobKind, JobState), u64>>,
-}
-
-impl fmt::Debug for Jobs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (store, known) = (&self.store, &self.known);
-        f.debug_struct("Jobs")
-            .field("store", store)
-            .field("known", known)
-            .finish_non_exhaustive()
-    }
 }
 
 /// A job that a client hands in.
@@ -64,55 +69,32 @@ pub struct Submission {
     pub from_scratch: bool,
 }
 
-#[derive(Debug, Clone)]
-struct Entry {
-    job: Arc<JobHandle>,
-    /// A query whose rows go to a client is not stored: nobody would wait for it after a restart.
-    stored: bool,
-}
-
-impl Entry {
-    fn is_open(&self) -> bool {
-        self.job.read(|record| !record.state.is_final())
-    }
-
-    fn kind(&self) -> JobKind {
-        self.job.read(|record| record.kind)
-    }
-
-    fn has_name(&self, name: &str) -> bool {
-        self.stored && self.job.read(|record| record.name == name)
-    }
-
-    /// Sorts by the time of the last submission.
-    fn age(&self) -> (i64, String) {
-        self.job
-            .read(|record| (record.submitted_ms, record.id.clone()))
-    }
-}
-
 impl Jobs {
     /// Reads the jobs of a state dir. Returns those that had not ended, oldest first.
     ///
     /// # Errors
     /// The state dir is out of reach or holds a file that is none of ours.
-    pub async fn open(state_dir: &str) -> Result<(Self, Vec<Arc<JobHandle>>)> {
+    pub async fn open(
+        state_dir: &str,
+        events: Arc<Events>,
+    ) -> Result<(Self, Vec<Arc<JobHandle>>)> {
         let store = Store::open(state_dir).await?;
-        let mut known = BTreeMap::new();
+        let mut known = Known::default();
         let mut open = Vec::new();
         for record in store.load().await? {
-            let id = record.id.clone();
             let is_open = !record.state.is_final();
-            let job = JobHandle::new(record);
+            let job = JobHandle::new(record, Arc::clone(&events));
             if is_open {
                 open.push(Arc::clone(&job));
             }
-            known.insert(id, Entry { job, stored: true });
+            known.insert(Entry::new(job, true));
         }
         let jobs = Self {
             store,
             known: Mutex::new(known),
-            remove_checkpoint: OnceLock::new(),
+            events,
+            fence: Fence::default(),
+            taken_over: watch::Sender::new(None),
             meters: Meters::default(),
             refused: Counter::default(),
             ended: Mutex::default(),
@@ -126,7 +108,7 @@ impl Jobs {
     fn count(&self, jobs: &[Arc<JobHandle>]) {
         for job in jobs {
             let name = job.read(|record| record.name.clone());
-            let open = || names(self.known.lock().values().filter(|entry| entry.is_open()));
+            let open = || names(self.known.lock().entries().filter(|entry| entry.is_open()));
             job.count_in(self.meters.of(&name, open));
         }
     }
@@ -139,7 +121,7 @@ impl Jobs {
     /// All jobs, in the order of their first submission.
     pub(crate) fn all(&self) -> Vec<Arc<JobHandle>> {
         let known = self.known.lock();
-        known.values().map(|entry| Arc::clone(&entry.job)).collect()
+        known.entries().map(|entry| Arc::clone(&entry.job)).collect()
     }
 
     /// The state dir: checkpoints of streaming jobs lie there too.
@@ -147,21 +129,45 @@ impl Jobs {
         self.store.dir()
     }
 
-    /// Looks whether this master may still write to the state dir.
+    /// Looks whether this master may still write to the state dir, and remembers the answer as the master's trouble.
     ///
     /// # Errors
     /// Another master has taken it over (`Invalid`); it is out of reach.
     pub async fn check_fence(&self) -> Result<()> {
-        self.store.check_fence().await
+        let outcome = self.store.check_fence().await;
+        self.fence.learn(&outcome, &self.events);
+        outcome
     }
 
-    /// Names what removes the checkpoint of a streaming job, given its id, when the job is forgotten. Only the first
-    /// call counts.
-    pub fn on_forget(
-        &self,
-        remove: impl Fn(String) -> BoxFuture<'static, ()> + Send + Sync + 'static,
-    ) {
-        let _ = self.remove_checkpoint.set(Box::new(remove));
+    /// What is wrong with the state dir, as it was last seen.
+    pub fn state_dir_trouble(&self) -> Option<StateDirTrouble> {
+        self.fence.trouble()
+    }
+
+    /// Looks after the state dir while nothing else does, until another master has taken it over: this master's jobs
+    /// end then, instead of going on beside the other's with nothing that they may commit.
+    pub async fn watch_state_dir(&self) {
+        let mut ticks = tokio::time::interval(FENCE_PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.check_fence().await
+                && error.kind() == ErrorKind::Invalid
+            {
+                tracing::error!(%error, "the jobs of this master end");
+                self.taken_over.send_replace(Some(error));
+                return;
+            }
+        }
+    }
+
+    /// Returns once [`Self::watch_state_dir`] has found another master.
+    pub async fn taken_over(&self) -> Error {
+        let mut seen = self.taken_over.subscribe();
+        let found = seen.wait_for(Option::is_some).await;
+        // The sender is ours, so it is there.
+        let found = found.ok().and_then(|error| error.clone());
+        found.unwrap_or_else(|| Error::internal("nobody looks after the state dir"))
     }
 
     /// Takes in a job and stores it. A streaming job that has ended is taken up again by its name: it keeps its id and
@@ -174,12 +180,15 @@ impl Jobs {
         let (job, before) = self.enter(submission)?;
         if let Err(error) = self.save(&job).await {
             let mut known = self.known.lock();
-            match before {
-                Some(entry) => known.insert(job.id(), entry),
-                None => known.remove(&job.id()),
-            };
+            known.remove(&job.id());
+            if let Some(entry) = before {
+                known.insert(entry);
+            }
             return Err(error);
         }
+        let (name, kind) = job.read(|record| (record.name.clone(), record.kind));
+        let message = format!("{} job {name} was submitted", kind.as_str());
+        job.event(EventKind::JobSubmitted, Severity::Info, None, message);
         Ok(job)
     }
 
@@ -193,10 +202,10 @@ impl Jobs {
         } = submission;
         let mut known = self.known.lock();
         let before = known
-            .values()
+            .entries()
             .filter(|entry| kind == JobKind::Streaming && entry.kind() == kind)
             .filter(|entry| entry.has_name(&name))
-            .max_by_key(|entry| entry.age())
+            .max_by_key(|entry| entry.key())
             .cloned();
         if let Some(entry) = &before
             && entry.is_open()
@@ -209,7 +218,7 @@ impl Jobs {
         let before = before.filter(|_| !from_scratch);
         let job = match &before {
             Some(entry) => entry.job.resumed(sql),
-            None => new_job(name, sql, kind),
+            None => self.new_job(name, sql, kind),
         };
         insert(&mut known, &job, true).inspect_err(|_| self.refused.inc())?;
         drop(known);
@@ -222,7 +231,7 @@ impl Jobs {
     /// # Errors
     /// Too many jobs are open.
     pub fn add_query(&self, sql: String) -> Result<Arc<JobHandle>> {
-        let job = new_job("query".to_owned(), sql, JobKind::Batch);
+        let job = self.new_job("query".to_owned(), sql, JobKind::Batch);
         insert(&mut self.known.lock(), &job, false).inspect_err(|_| self.refused.inc())?;
         self.count(std::slice::from_ref(&job));
         Ok(job)
@@ -238,17 +247,17 @@ impl Jobs {
             return Ok(Arc::clone(&entry.job));
         }
         let named = known
-            .values()
+            .entries()
             .filter(|entry| entry.has_name(wanted))
-            .max_by_key(|entry| entry.age());
+            .max_by_key(|entry| entry.key());
         if let Some(entry) = named {
             return Ok(Arc::clone(&entry.job));
         }
         let mut fitting = known
-            .iter()
-            .filter(|(id, _)| !wanted.is_empty() && id.starts_with(wanted));
+            .beginning_with(wanted)
+            .filter(|_| !wanted.is_empty());
         match (fitting.next(), fitting.next()) {
-            (Some((_, entry)), None) => Ok(Arc::clone(&entry.job)),
+            (Some(entry), None) => Ok(Arc::clone(&entry.job)),
             (Some(_), Some(_)) => Err(Error::invalid(format!(
                 "several jobs begin with {wanted}: give more of the id"
             ))),
@@ -258,14 +267,21 @@ impl Jobs {
         }
     }
 
-    /// The jobs that were submitted last, the newest first, at most `limit`.
-    pub fn list(&self, limit: usize) -> Vec<Arc<JobHandle>> {
-        let mut jobs: Vec<Entry> = self.known.lock().values().cloned().collect();
-        jobs.sort_by_cached_key(|entry| std::cmp::Reverse(entry.age()));
-        jobs.into_iter()
-            .take(limit)
-            .map(|entry| entry.job)
-            .collect()
+    /// Looks at all that is known of a job.
+    ///
+    /// # Errors
+    /// Part of it is in the state dir, which is out of reach.
+    pub async fn look<T>(
+        &self,
+        job: &JobHandle,
+        look: impl FnOnce(&JobRecord) -> T,
+    ) -> Result<T> {
+        if job.read(|record| record.is_short)
+            && let Some(record) = self.store.get(&job.id()).await?
+        {
+            return Ok(look(&record));
+        }
+        Ok(job.read(look))
     }
 
     /// Begins the next generation of a job, stores it and returns its number. Nothing may run before: a master that
@@ -288,6 +304,8 @@ impl Jobs {
         let generation = generation
             .ok_or_else(|| Error::internal(format!("job {} has ended already", job.id())))?;
         self.save(job).await?;
+        let message = format!("run {generation} of the job began");
+        job.event(EventKind::JobStarted, Severity::Info, None, message);
         Ok(generation)
     }
 
@@ -317,6 +335,8 @@ impl Jobs {
         }
         if !state.is_final() {
             job.stop();
+            let message = "somebody asked for its end after the epoch that runs";
+            job.event(EventKind::JobStopping, Severity::Info, None, message);
             self.save(job).await?;
         }
         Ok(state)
@@ -334,6 +354,9 @@ impl Jobs {
                 JobState::Running => record.started_ms = now_ms(),
                 _ if state.is_final() => record.ended_ms = now_ms(),
                 _ => {}
+            }
+            if state == JobState::Failed {
+                record.record_error(JobError::now(message));
             }
             if state.is_final()
                 && let Some(sql) = record.previous_sql.take()
@@ -353,8 +376,31 @@ impl Jobs {
             tracing::error!(job = %job.id(), %error, "a job's state is not stored: a restarted master would run it again");
         }
         if state.is_final() {
+            self.tell_end(job, state, message);
             self.forget_oldest().await;
         }
+    }
+
+    /// The end of a query of a client is only told if it failed: they are many.
+    fn tell_end(&self, job: &Arc<JobHandle>, state: JobState, message: &str) {
+        let failed = state == JobState::Failed;
+        let id = job.id();
+        let stored = self.known.lock().get(&id).is_none_or(|entry| entry.stored);
+        if !stored && !failed {
+            return;
+        }
+        let name = job.read(|record| record.name.clone());
+        let severity = if failed {
+            Severity::Error
+        } else {
+            Severity::Info
+        };
+        let why = match message {
+            "" => String::new(),
+            message => format!(": {message}"),
+        };
+        let message = format!("job {name} {}{why}", state.as_str());
+        job.event(EventKind::JobEnded, severity, None, message);
     }
 
     /// Stores a job as it is now. Nothing is stored of a query of a client, nor by a handle whose job has been
@@ -377,34 +423,38 @@ impl Jobs {
     }
 
     async fn forget_oldest(&self) {
-        let forgotten: Vec<(String, Entry)> = {
+        let forgotten: Vec<Entry> = {
             let mut known = self.known.lock();
-            let mut forgotten = surplus(&known, MAX_ENDED_JOBS, |entry| {
-                entry.stored && entry.kind() == JobKind::Batch
-            });
-            forgotten.extend(surplus(&known, MAX_ENDED_JOBS, |entry| {
-                entry.stored && entry.kind() == JobKind::Streaming
-            }));
+            let batch = |entry: &Entry| entry.stored && entry.kind() == JobKind::Batch;
+            let whole = |entry: &Entry| batch(entry) && !entry.job.read(|r| r.is_short);
+            for id in surplus(&known, MAX_WHOLE_BATCH_JOBS, whole) {
+                if let Some(entry) = known.get(&id) {
+                    entry.job.update(JobRecord::shorten);
+                }
+            }
+            let streaming = |entry: &Entry| entry.stored && entry.kind() == JobKind::Streaming;
+            let mut forgotten = surplus(&known, MAX_ENDED_BATCH_JOBS, batch);
+            forgotten.extend(surplus(&known, MAX_ENDED_STREAMING_JOBS, streaming));
             forgotten.extend(surplus(&known, MAX_ENDED_QUERIES, |entry| !entry.stored));
             forgotten
                 .into_iter()
-                .filter_map(|id| known.remove_entry(&id))
+                .filter_map(|id| known.remove(&id))
                 .collect()
         };
         if !forgotten.is_empty() {
-            let known = names(self.known.lock().values());
+            let known = names(self.known.lock().entries());
             self.meters.retain(|name| known.contains(name));
         }
-        for (id, entry) in forgotten.into_iter().filter(|(_, entry)| entry.stored) {
+        for entry in forgotten.into_iter().filter(|entry| entry.stored) {
             let _turn = entry.job.saving.lock().await;
-            // The record goes last: while it is there, whoever finds it can find the checkpoint to remove.
-            if entry.kind() == JobKind::Streaming
-                && let Some(remove) = self.remove_checkpoint.get()
-            {
-                remove(id.clone()).await;
-            }
-            self.store.remove(&id).await;
+            self.store.remove(&entry.job.id(), entry.kind()).await;
         }
+    }
+
+    fn new_job(&self, name: String, sql: String, kind: JobKind) -> Arc<JobHandle> {
+        let id = uuid::Uuid::now_v7().to_string();
+        let record = JobRecord::new(id, name, sql, kind);
+        JobHandle::new(record, Arc::clone(&self.events))
     }
 }
 
@@ -413,40 +463,35 @@ fn names<'a>(entries: impl Iterator<Item = &'a Entry>) -> HashSet<String> {
     entries.map(name).collect()
 }
 
-fn new_job(name: String, sql: String, kind: JobKind) -> Arc<JobHandle> {
-    let id = uuid::Uuid::now_v7().to_string();
-    JobHandle::new(JobRecord::new(id, name, sql, kind))
-}
-
-fn insert(known: &mut BTreeMap<String, Entry>, job: &Arc<JobHandle>, stored: bool) -> Result<()> {
-    let open = known.values().filter(|entry| entry.is_open()).count();
+fn insert(known: &mut Known, job: &Arc<JobHandle>, stored: bool) -> Result<()> {
+    let open = known.entries().filter(|entry| entry.is_open()).count();
     if open >= MAX_OPEN_JOBS {
         return Err(Error::exhausted(format!(
             "{open} jobs are queued or running, no more are taken: cancel some or wait"
         )));
     }
-    let entry = Entry {
-        job: Arc::clone(job),
-        stored,
-    };
-    known.insert(job.id(), entry);
+    known.insert(Entry::new(Arc::clone(job), stored));
     Ok(())
 }
 
 /// The ids of those ended jobs that are more than are kept, by when they ended.
-fn surplus(
-    known: &BTreeMap<String, Entry>,
-    kept: usize,
-    wanted: impl Fn(&Entry) -> bool,
-) -> Vec<String> {
-    let mut ended: Vec<(i64, String)> = known
-        .iter()
-        .filter(|(_, entry)| !entry.is_open() && wanted(entry))
-        .map(|(id, entry)| (entry.job.read(|record| record.ended_ms), id.clone()))
+fn surplus(known: &Known, kept: usize, wanted: impl Fn(&Entry) -> bool) -> Vec<String> {
+    let ended = known
+        .entries()
+        .filter(|entry| wanted(entry) && !entry.is_open());
+    let mut ended: Vec<(i64, &str)> = ended
+        .map(|entry| {
+            let ended_ms = entry.job.read(|record| record.ended_ms);
+            (ended_ms, entry.key().1.as_str())
+        })
         .collect();
-    ended.sort();
     let count = ended.len().saturating_sub(kept);
-    ended.into_iter().take(count).map(|(_, id)| id).collect()
+    if count == 0 {
+        return Vec::new();
+    }
+    ended.select_nth_unstable(count - 1);
+    let surplus = ended.into_iter().take(count);
+    surplus.map(|(_, id)| id.to_owned()).collect()
 }
 
 #[cfg(test)]

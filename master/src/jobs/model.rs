@@ -1,5 +1,7 @@
 //! What the master remembers of a job, and what clients see of it.
 
+pub use crate::jobs::errors::JobError;
+pub use crate::jobs::plan::{Place, PlanRecord};
 pub use crate::jobs::epochs::{EpochProgress, EpochTotals, QueryProgress, SourceProgress};
 use essaim_common::secret::redact;
 use essaim_proto::v1;
@@ -13,6 +15,9 @@ pub(crate) const MAX_ATTEMPTS_KEPT: usize = 10_000;
 /// Epochs that a streaming job remembers; earlier ones are only part of its totals.
 pub(crate) const MAX_EPOCHS_KEPT: usize = 1_000;
 
+/// Errors that a job remembers.
+pub(crate) const MAX_ERRORS_KEPT: usize = 100;
+
 /// Milliseconds since 1970-01-01 UTC.
 pub(crate) fn now_ms() -> i64 {
     SystemTime::now()
@@ -21,7 +26,9 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 /// The life of a job. It only moves downwards, until a streaming job is submitted again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     Queued,
@@ -34,8 +41,13 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// As in metrics and JSON.
-    pub(crate) fn as_str(self) -> &'static str {
+    /// Whether the job has ended.
+    pub fn is_final(self) -> bool {
+        self >= Self::Succeeded
+    }
+
+    /// The word for it, e.g. `succeeded`.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Running => "running",
@@ -44,11 +56,6 @@ impl JobState {
             Self::Cancelled => "cancelled",
             Self::Stopped => "stopped",
         }
-    }
-
-    /// Whether the job has ended.
-    pub fn is_final(self) -> bool {
-        self >= Self::Succeeded
     }
 
     pub(crate) fn to_proto(self) -> v1::JobState {
@@ -75,8 +82,8 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// As in metrics and JSON.
-    pub(crate) fn as_str(self) -> &'static str {
+    /// `batch` or `streaming`.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Batch => "batch",
             Self::Streaming => "streaming",
@@ -111,9 +118,18 @@ pub struct JobRecord {
     /// Of all epochs of a streaming job, also those before a restart.
     #[serde(default)]
     pub totals: EpochTotals,
+    /// Of a queued job that waits for others to end: 1 for the one that is next; 0 otherwise.
+    #[serde(skip)]
+    pub queue_position: u32,
     /// The last [`MAX_EPOCHS_KEPT`] epochs, by number. Shared, because records are copied.
     #[serde(skip)]
     pub epochs: VecDeque<Arc<EpochProgress>>,
+    /// The last [`MAX_ERRORS_KEPT`] errors, the newest last.
+    #[serde(default)]
+    pub errors: VecDeque<JobError>,
+    /// What a list does not show is only in the state dir.
+    #[serde(skip)]
+    pub(crate) is_short: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -125,6 +141,9 @@ pub struct QueryRecord {
     pub rows_out: u64,
     pub done: bool,
     pub retries: u32,
+    /// Empty until the query is planned.
+    #[serde(default)]
+    pub plan: PlanRecord,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -136,6 +155,9 @@ pub struct StageRecord {
     pub tasks: u32,
     pub tasks_done: u32,
     pub tasks_running: u32,
+    /// Attempts that failed or whose worker was lost.
+    #[serde(default)]
+    pub tasks_failed: u32,
     pub rows_in: u64,
     pub bytes_in: u64,
     pub records_skipped: u64,
@@ -143,6 +165,7 @@ pub struct StageRecord {
     pub attempts: Vec<AttemptRecord>,
 }
 
+/// How an attempt of a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -196,7 +219,10 @@ impl JobRecord {
             previous_sql: None,
             stop_requested: false,
             totals: EpochTotals::default(),
+            queue_position: 0,
             epochs: VecDeque::new(),
+            errors: VecDeque::new(),
+            is_short: false,
         }
     }
 
@@ -218,6 +244,11 @@ impl JobRecord {
     /// Takes in an epoch that was committed. One that is known by its number is replaced, with all behind it.
     pub(crate) fn record_epoch(&mut self, epoch: EpochProgress) {
         self.totals.add(&epoch);
+        for done in &epoch.queries {
+            if let Some(query) = self.queries.get_mut(done.index as usize) {
+                query.rows_out += done.output_rows;
+            }
+        }
         while self
             .epochs
             .back()
@@ -229,6 +260,48 @@ impl JobRecord {
             self.epochs.pop_front();
         }
         self.epochs.push_back(Arc::new(epoch));
+    }
+
+    /// Lets go of what a list does not show: SQL, plans, attempts and errors.
+    pub(crate) fn shorten(&mut self) {
+        self.is_short = true;
+        self.sql = String::new();
+        self.errors = VecDeque::new();
+        for query in &mut self.queries {
+            query.plan = PlanRecord::default();
+            for stage in &mut query.stages {
+                stage.attempts = Vec::new();
+            }
+        }
+    }
+
+    /// Takes in an error.
+    pub(crate) fn record_error(&mut self, error: JobError) {
+        if self.errors.len() >= MAX_ERRORS_KEPT {
+            self.errors.pop_front();
+        }
+        self.errors.push_back(error);
+    }
+
+    /// All stages of all queries.
+    pub fn stages(&self) -> impl Iterator<Item = &StageRecord> {
+        self.queries.iter().flat_map(|query| &query.stages)
+    }
+
+    /// Rows read: of a streaming job by all its epochs.
+    pub fn rows_in(&self) -> u64 {
+        match self.kind {
+            JobKind::Batch => self.stages().map(|stage| stage.rows_in).sum(),
+            JobKind::Streaming => self.totals.input_rows,
+        }
+    }
+
+    /// Rows committed to sinks or sent to a client: of a streaming job by all its epochs.
+    pub fn rows_out(&self) -> u64 {
+        match self.kind {
+            JobKind::Batch => self.queries.iter().map(|query| query.rows_out).sum(),
+            JobKind::Streaming => self.totals.output_rows,
+        }
     }
 
     /// The totals with one more epoch.
@@ -271,6 +344,12 @@ impl JobRecord {
             } as i32,
             last_epoch: last_epoch.map(|epoch| epoch.to_proto(with_queries)),
             totals: is_streaming.then(|| self.totals.to_proto()),
+            errors: if with_queries {
+                self.errors.iter().map(JobError::to_proto).collect()
+            } else {
+                Vec::new()
+            },
+            queue_position: self.queue_position,
         }
     }
 }
@@ -285,6 +364,7 @@ impl QueryRecord {
             rows_out: self.rows_out,
             done: self.done,
             retries: self.retries,
+            plan: (!self.plan.nodes.is_empty()).then(|| self.plan.to_proto()),
         }
     }
 }
@@ -296,6 +376,7 @@ impl StageRecord {
             tasks: self.tasks,
             tasks_done: self.tasks_done,
             tasks_running: self.tasks_running,
+            tasks_failed: self.tasks_failed,
             rows_in: self.rows_in,
             bytes_in: self.bytes_in,
             records_skipped: self.records_skipped,

@@ -52,7 +52,7 @@ impl StateDir {
     /// # Errors
     /// The URL is wrong; the folder cannot be made.
     pub async fn open(url: &str) -> Result<Arc<Self>> {
-        let (store, root) = object_stores::open(url)?;
+        let (store, root) = object_stores::open_own(url)?;
         let parsed = object_stores::parse(url)?;
         let local = match parsed.scheme() {
             "file" => Some(parsed.to_file_path().map_err(|()| {
@@ -81,6 +81,11 @@ impl StateDir {
             dir.blocking(DEADLINE, made).await?;
         }
         Ok(dir)
+    }
+
+    /// Its URL or path, as it was given: it may hold a password.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// An error that names the state dir.

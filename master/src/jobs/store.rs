@@ -1,12 +1,15 @@
 //! Jobs in the state dir: one JSON document a job, `jobs/<id>.json`, replaced whole by the master that owns the dir.
 
-use crate::jobs::model::{JobRecord, now_ms};
+use crate::jobs::model::{JobKind, JobRecord, now_ms};
 use crate::jobs::state_dir::StateDir;
 use crate::stream::checkpoint;
 use bytes::Bytes;
 use essaim_common::{Error, Result};
+use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 
+/// Jobs that are read at a time when a master starts.
+const READS_AT_ONCE: usize = 16;
 /// Claims of masters that are kept.
 const CLAIMS_KEPT: usize = 2;
 
@@ -60,24 +63,41 @@ impl Store {
         )))
     }
 
-    /// All jobs, oldest first.
+    /// All jobs, oldest first; batch jobs that have ended in short.
     pub(crate) async fn load(&self) -> Result<Vec<JobRecord>> {
         let listed = self.dir.list("jobs").await?;
-        let mut records = Vec::with_capacity(listed.len());
-        for object in listed {
-            let Some(bytes) = self.dir.get(&object.name).await? else {
-                continue;
-            };
-            let record: JobRecord = serde_json::from_slice(&bytes).map_err(|e| {
-                Error::invalid(format!(
-                    "{} is no job of this version: {e}; move it away",
-                    self.dir.show(&object.name)
-                ))
-            })?;
-            records.push(record);
-        }
+        let reads = listed.iter().map(|object| self.read(&object.name));
+        let mut records: Vec<JobRecord> = futures::stream::iter(reads)
+            .buffer_unordered(READS_AT_ONCE)
+            .try_filter_map(|record| async { Ok(record) })
+            .map_ok(|mut record| {
+                if record.kind == JobKind::Batch && record.state.is_final() {
+                    record.shorten();
+                }
+                record
+            })
+            .try_collect()
+            .await?;
         records.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(records)
+    }
+
+    /// A job as it was last stored.
+    pub(crate) async fn get(&self, id: &str) -> Result<Option<JobRecord>> {
+        self.read(&job_name(id)).await
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<JobRecord>> {
+        let Some(bytes) = self.dir.get(name).await? else {
+            return Ok(None);
+        };
+        let record = serde_json::from_slice(&bytes).map_err(|e| {
+            Error::invalid(format!(
+                "{} is no job of this version: {e}; move it away",
+                self.dir.show(name)
+            ))
+        })?;
+        Ok(Some(record))
     }
 
     /// Writes a job, unless another master owns the state dir.
@@ -89,12 +109,15 @@ impl Store {
             .await
     }
 
-    /// Forgets a job and its checkpoint.
-    pub(crate) async fn remove(&self, id: &str) {
+    /// Forgets a job and its checkpoint, if it has one.
+    pub(crate) async fn remove(&self, id: &str, kind: JobKind) {
         let removed = async {
             self.check_fence().await?;
-            self.dir.remove(&job_name(id)).await?;
-            checkpoint::discard(&self.dir, id).await
+            // The record goes last: while it is there, whoever finds it can find the checkpoint to remove.
+            if kind == JobKind::Streaming {
+                checkpoint::discard(&self.dir, id).await?;
+            }
+            self.dir.remove(&job_name(id)).await
         };
         if let Err(error) = removed.await {
             tracing::warn!(job = %id, %error, "an old job stays in the state dir");

@@ -12,14 +12,14 @@ struct Catalogue {
 impl Catalogue {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (jobs, open) = Jobs::open(dir.path().to_str().unwrap()).await.unwrap();
+        let (jobs, open) = opened(&dir).await;
         assert!(open.is_empty());
         Self { jobs, dir }
     }
 
     /// The catalogue as the next master on the state dir has it, and the jobs that had not ended.
     async fn restarted(&self) -> (Jobs, Vec<Arc<JobHandle>>) {
-        Jobs::open(self.dir.path().to_str().unwrap()).await.unwrap()
+        opened(&self.dir).await
     }
 
     async fn submit(&self, name: &str, sql: &str, kind: JobKind) -> Result<Arc<JobHandle>> {
@@ -43,6 +43,26 @@ impl Catalogue {
         self.jobs.accept(&job).await.unwrap();
         self.jobs.advance(&job, state, "as the test says").await;
         job
+    }
+}
+
+async fn opened(dir: &tempfile::TempDir) -> (Jobs, Vec<Arc<JobHandle>>) {
+    let events = Arc::new(Events::default());
+    let opened = Jobs::open(dir.path().to_str().unwrap(), events).await;
+    opened.unwrap()
+}
+
+fn new_job(name: &str, kind: JobKind) -> Arc<JobHandle> {
+    let id = uuid::Uuid::now_v7().to_string();
+    let record = JobRecord::new(id, name.to_owned(), String::new(), kind);
+    JobHandle::new(record, Arc::default())
+}
+
+/// Jobs that are submitted from now on are newer by the clock, which counts whole milliseconds.
+fn tick() {
+    let now = now_ms();
+    while now_ms() <= now {
+        std::thread::yield_now();
     }
 }
 
@@ -248,10 +268,9 @@ async fn the_handle_of_an_earlier_run_does_not_overwrite_the_stored_job() {
 async fn a_job_that_was_taken_up_again_is_listed_as_the_newest() {
     let catalogue = Catalogue::new().await;
     let stream = catalogue.ended("toots", "old", JobState::Stopped).await;
-    // Times of submission are whole milliseconds.
-    stream.update(|record| record.submitted_ms -= 2);
+    tick();
     let batch = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
-    batch.update(|record| record.submitted_ms -= 1);
+    tick();
     let first = |jobs: Vec<Arc<JobHandle>>| jobs[0].id();
     assert_eq!(first(catalogue.jobs.list(10)), batch.id());
     catalogue.stream("toots", "new").await.unwrap();
@@ -261,36 +280,42 @@ async fn a_job_that_was_taken_up_again_is_listed_as_the_newest() {
 #[tokio::test]
 async fn only_a_forgotten_streaming_job_loses_its_checkpoint() {
     let catalogue = Catalogue::new().await;
-    let removed = Arc::new(Mutex::new(Vec::new()));
-    let noted = Arc::clone(&removed);
-    catalogue.jobs.on_forget(move |id| {
-        noted.lock().push(id);
-        async {}.boxed()
-    });
     // The one that was submitted first ended last.
     let late = catalogue.stream("late", "sql").await.unwrap();
     let early = catalogue.ended("early", "sql", JobState::Stopped).await;
     early.update(|record| record.ended_ms = 1);
     {
         let mut known = catalogue.jobs.known.lock();
-        for kind in [JobKind::Batch, JobKind::Streaming] {
-            for _ in 1..MAX_ENDED_JOBS {
-                let job = new_job(String::new(), String::new(), kind);
+        let kept = [
+            (JobKind::Batch, MAX_ENDED_BATCH_JOBS),
+            (JobKind::Streaming, MAX_ENDED_STREAMING_JOBS),
+        ];
+        for (kind, kept) in kept {
+            for _ in 1..kept {
+                let job = new_job("", kind);
                 job.update(|record| {
                     record.state = JobState::Succeeded;
                     record.ended_ms = 2;
                 });
-                let entry = Entry { job, stored: true };
-                known.insert(entry.job.id(), entry);
+                known.insert(Entry::new(job, true));
             }
         }
     }
+    // A checkpoint of each.
+    let dir = catalogue.jobs.state_dir();
+    let checkpoint = |id: &str| format!("checkpoint/{id}/fingerprint");
+    for job in [&late, &early] {
+        let content = vec![bytes::Bytes::from("{}")];
+        let name = checkpoint(&job.id());
+        dir.put(&name, content).await.unwrap();
+    }
+    let kept = async |job: &Arc<JobHandle>| dir.exists(&checkpoint(&job.id())).await.unwrap();
     let batch = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
     let state = JobState::Succeeded;
     catalogue.jobs.advance(&batch, state, "").await;
-    assert!(removed.lock().is_empty());
+    assert!(kept(&early).await && kept(&late).await);
     catalogue.jobs.advance(&late, JobState::Stopped, "").await;
-    assert_eq!(*removed.lock(), [early.id()]);
+    assert!(!kept(&early).await && kept(&late).await);
     assert!(catalogue.jobs.find("early").is_err());
     let stored = catalogue
         .dir
@@ -302,7 +327,7 @@ async fn only_a_forgotten_streaming_job_loses_its_checkpoint() {
 
 #[test]
 fn the_last_epochs_are_kept_and_all_are_counted() {
-    let job = new_job("toots".to_owned(), String::new(), JobKind::Streaming);
+    let job = new_job("toots", JobKind::Streaming);
     let mut changes = job.watch();
     changes.mark_unchanged();
     let last = MAX_EPOCHS_KEPT as u64 + 5;
@@ -336,4 +361,118 @@ fn a_record_of_an_earlier_version_is_a_batch_job() {
     let record: JobRecord = serde_json::from_str(stored).unwrap();
     assert_eq!(record.kind, JobKind::Batch);
     assert!(record.to_proto(true).totals.is_none());
+}
+
+#[tokio::test]
+async fn pages_follow_each_other_without_a_gap_or_a_job_twice() {
+    let catalogue = Catalogue::new().await;
+    {
+        let mut known = catalogue.jobs.known.lock();
+        for number in 0..1_000 {
+            let kind = match number % 2 {
+                0 => JobKind::Batch,
+                _ => JobKind::Streaming,
+            };
+            let job = new_job(&format!("Job {number}"), kind);
+            // Many were submitted in the same millisecond.
+            job.update(|record| record.submitted_ms = number / 100);
+            known.insert(Entry::new(job, true));
+        }
+    }
+    let pages = |wanted: &list::Wanted, limit: usize| {
+        let (mut names, mut counts, mut at) = (Vec::new(), Vec::new(), None);
+        loop {
+            let page = catalogue.jobs.page(wanted, limit, at);
+            let shown = page.jobs.iter().map(|job| job.read(|r| r.name.clone()));
+            names.extend(shown);
+            counts.push(page.jobs.len());
+            at = page.next;
+            if at.is_none() {
+                return (names, counts);
+            }
+        }
+    };
+    let newest_first: Vec<String> = (0..1_000).rev().map(|n| format!("Job {n}")).collect();
+    let (names, counts) = pages(&list::Wanted::default(), 300);
+    assert_eq!(names, newest_first);
+    assert_eq!(counts, [300, 300, 300, 100]);
+    // The last page is known to be the last, also if it is full.
+    assert_eq!(pages(&list::Wanted::default(), 500).1, [500, 500]);
+    let wanted = list::Wanted {
+        kind: Some(JobKind::Streaming),
+        name: Some("job 99".to_owned()),
+        state: Some(JobState::Queued),
+    };
+    let (names, counts) = pages(&wanted, 4);
+    let odd = ["Job 999", "Job 997", "Job 995", "Job 993", "Job 991", "Job 99"];
+    assert_eq!((names, counts), (odd.map(str::to_owned).to_vec(), vec![4, 2]));
+    assert_eq!(catalogue.jobs.counts()[&JobState::Queued], 1_000);
+}
+
+#[tokio::test]
+async fn a_master_whose_state_dir_was_taken_over_says_so() {
+    let catalogue = Catalogue::new().await;
+    catalogue.jobs.check_fence().await.unwrap();
+    assert_eq!(catalogue.jobs.state_dir_trouble(), None);
+    let _new = catalogue.restarted().await;
+    catalogue.jobs.check_fence().await.unwrap_err();
+    let trouble = catalogue.jobs.state_dir_trouble().unwrap();
+    assert!(trouble.is_lost);
+    assert!(trouble.message.contains("another master"), "{trouble:?}");
+    let told = catalogue.jobs.events.after(0, 10, |_| true);
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].kind, EventKind::StateDirLost);
+}
+
+#[tokio::test]
+async fn the_life_of_a_job_is_told_in_events() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue.ended("toots", "sql", JobState::Failed).await;
+    let query = catalogue.jobs.add_query("SELECT 1".to_owned()).unwrap();
+    let state = JobState::Succeeded;
+    catalogue.jobs.advance(&query, state, "").await;
+    let events = catalogue.jobs.events.after(0, 10, |_| true);
+    let told: Vec<_> = events.iter().map(|event| event.kind).collect();
+    let life = [
+        EventKind::JobSubmitted,
+        EventKind::JobStarted,
+        EventKind::JobEnded,
+    ];
+    assert_eq!(told, life);
+    let last = &events[2];
+    assert_eq!(last.job, Some(job.id()));
+    assert_eq!(last.severity, Severity::Error);
+    assert_eq!(last.message, "job toots failed: as the test says");
+    let errors = job.read(|record| record.errors.clone());
+    assert_eq!(errors[0].message, "as the test says");
+}
+
+#[test]
+fn the_last_errors_are_kept() {
+    let job = new_job("toots", JobKind::Streaming);
+    for number in 0..150 {
+        job.record_error(JobError::now(number.to_string()));
+    }
+    let errors = job.read(|record| record.errors.clone());
+    assert_eq!(errors.len(), 100);
+    assert_eq!(errors[0].message, "50");
+    assert_eq!(errors[99].message, "149");
+}
+
+#[tokio::test]
+async fn what_a_list_does_not_show_of_an_old_batch_job_is_in_the_state_dir() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue.submit("b", "sql", JobKind::Batch).await.unwrap();
+    job.record_error(JobError::now("it was tried again"));
+    let state = JobState::Succeeded;
+    catalogue.jobs.advance(&job, state, "").await;
+    let (jobs, _) = catalogue.restarted().await;
+    let old = jobs.find("b").unwrap();
+    old.read(|record| {
+        assert_eq!((record.sql.as_str(), record.errors.len()), ("", 0));
+        assert_eq!(record.state, JobState::Succeeded);
+    });
+    let whole = |record: &JobRecord| (record.sql.clone(), record.errors.len());
+    let (sql, errors) = jobs.look(&old, whole).await.unwrap();
+    assert_eq!((sql.as_str(), errors), ("sql", 1));
 }

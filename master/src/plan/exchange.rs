@@ -3,7 +3,6 @@
 //! It is for what cannot be cut into independent tasks. The library has no task retry, so an attempt fails as a whole.
 
 use crate::plan::Planner;
-use crate::registry::Registry;
 use datafusion::common::{DataFusionError, Result as DataFusionResult, exec_err};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
@@ -16,34 +15,36 @@ use datafusion_distributed::{
 use essaim_common::Result;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::connector::Split;
+use essaim_common::net::Peers;
 use essaim_common::scan::ScanExec;
 use std::sync::Arc;
 use url::Url;
 
-/// The workers of an exchange are those of the registry.
-struct Members(Arc<Registry>);
+/// The addresses of an exchange's workers.
+struct Members(Vec<String>);
 
 impl WorkerResolver for Members {
     fn get_urls(&self) -> DataFusionResult<Vec<Url>> {
         self.0
-            .addresses()
             .iter()
             .map(|address| Url::parse(address).map_err(|e| DataFusionError::External(Box::new(e))))
             .collect()
     }
 }
 
-/// A distributed plan for the workers that are there now, and the session it runs in.
+/// A distributed plan for the workers at these addresses, and the session it runs in.
 ///
 /// # Errors
 /// As planning without an exchange.
 pub async fn plan(
     planner: &Planner,
-    registry: &Arc<Registry>,
+    workers: Vec<String>,
+    peers: &Peers,
     logical: &LogicalPlan,
 ) -> Result<(Arc<dyn ExecutionPlan>, SessionState)> {
     let state = SessionStateBuilder::new_from_existing(planner.state())
-        .with_distributed_worker_resolver(Members(Arc::clone(registry)))
+        .with_distributed_worker_resolver(Members(workers))
+        .with_distributed_channel_resolver(peers.clone())
         .with_distributed_user_codec(EssaimCodec)
         .with_distributed_option_extension(planner.settings())
         .with_distributed_desired_task_count_handler(desired_tasks)

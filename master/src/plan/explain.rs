@@ -78,7 +78,9 @@ pub(crate) async fn explain(planner: &Planner, query: Query, verbose: bool) -> R
                 "execution".to_owned(),
                 format!("exchange: {reason}. Retried as a whole"),
             ));
-            let (plan, _) = exchange::plan(planner, &planner.registry, &query.logical).await?;
+            let workers = planner.registry.open_workers();
+            let addresses = workers.into_iter().map(|(_, address)| address).collect();
+            let (plan, _) = exchange::plan(planner, addresses, planner.registry.peers(), &query.logical).await?;
             rows.push((
                 "exchange".to_owned(),
                 display_plan_ascii(plan.as_ref(), false),

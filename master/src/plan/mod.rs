@@ -5,6 +5,7 @@
 pub mod cut;
 pub mod exchange;
 pub mod explain;
+pub(crate) mod shape;
 pub mod stage;
 pub mod windows;
 

@@ -54,6 +54,20 @@ impl Stage {
         only(&self.plan, partition)
     }
 
+    /// The table that a partition of a source belongs to, e.g. `toots[3]`.
+    pub fn table_of(&self, partition: &str) -> Option<String> {
+        fn find(plan: &Arc<dyn ExecutionPlan>, partition: &str) -> Option<String> {
+            if let Some(scan) = plan.downcast_ref::<ScanExec>() {
+                let mut splits = scan.partitions().iter().flat_map(|group| group.iter());
+                let reads = splits.any(|split| split.partition == partition);
+                return reads.then(|| scan.table().to_owned());
+            }
+            let mut children = plan.children().into_iter();
+            children.find_map(|child| find(child, partition))
+        }
+        find(&self.plan, partition)
+    }
+
     /// What task `partition` reads, for people.
     pub fn task_label(&self, partition: usize) -> String {
         let mut label = String::new();

@@ -1,12 +1,18 @@
 //! One task from its first attempt to its result: where it runs, when it runs again, which attempt counts.
 
-use crate::jobs::model::{AttemptRecord, MAX_ATTEMPTS_KEPT, Outcome, now_ms};
+use crate::events::{EventKind, Severity};
+use crate::jobs::model::{
+    self, AttemptRecord, JobError, JobKind, MAX_ATTEMPTS_KEPT, Outcome, now_ms,
+};
+use crate::plan::shape;
 use crate::plan::stage::Stage;
-use crate::registry::Slot;
+use crate::registry::{RunningTask, Slot};
 use crate::scheduler::spool::{Spool, SpoolWriter};
 use crate::scheduler::{Pace, Stages, TaskFacts};
+use crate::shares::{Place, Wanted};
 use datafusion::execution::TaskContext;
 use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
+use essaim_common::bad_records::MAX_BAD_RECORDS;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::Decoder;
 use essaim_common::{Error, Result, trace};
@@ -75,6 +81,13 @@ impl Attempts {
                     Ok(result) => return Ok(result),
                     Err(failure) => {
                         let error = failure.error;
+                        // Without a worker another attempt would have none either.
+                        if failure.worker.is_none() {
+                            if running.is_empty() {
+                                return Err(error);
+                            }
+                            continue;
+                        }
                         // Deaths count apart: a task that kills its workers must come to an end too.
                         if failure.lost { lost += 1 } else { failed += 1 }
                         avoid.extend(failure.worker);
@@ -169,21 +182,44 @@ impl Attempts {
         let job = self.stages.job.id();
         let registry = &self.stages.registry;
         let timeout = Duration::from_secs(self.stages.settings.worker_timeout_s);
+        let streaming = self.stages.job.read(|record| record.kind) == JobKind::Streaming;
+        let wanted = Wanted {
+            job: job.clone(),
+            streaming,
+            limit: self.stages.settings.slot_limit(),
+            place: Place::Avoiding(avoid),
+        };
         let slot = tokio::select! {
-            slot = registry.slot(&job, avoid) => slot,
+            slot = registry.slot(wanted) => slot,
             error = registry.deserted(timeout) => Err(error),
         };
         let slot = slot.map_err(|error| Failure {
             worker: None,
             lost: false,
-            error,
+            // A streaming job waits for workers, however long they are away.
+            error: if streaming {
+                Error::unavailable(error.to_string())
+            } else {
+                error
+            },
         })?;
         Span::current().record("worker", slot.worker());
         if number == 1 {
             self.pace.start();
         }
         let started = Instant::now();
-        let mut record = Record::new(self, partition, number, slot.worker());
+        let split = self.stage.task_label(partition);
+        slot.runs(RunningTask {
+            job_name: self.stages.job.read(|record| record.name.clone()),
+            job: job.clone(),
+            query: self.stages.query as u32,
+            stage: self.stage.id,
+            task: partition as u32,
+            attempt: number,
+            split: split.clone(),
+            started_ms: now_ms(),
+        });
+        let mut record = Record::new(self, partition, number, slot.worker(), split);
         let name = format!(
             "{job}/{}/{}/{partition}/{number}",
             self.stages.query, self.stage.id
@@ -203,6 +239,7 @@ impl Attempts {
                 let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
                 tracing::warn!(%error, ?outcome, "an attempt at a task ended");
                 record.end(outcome, &error.to_string());
+                self.tell_failure(partition, number, slot.worker(), &error);
                 Err(Failure {
                     worker: Some(slot.worker().to_owned()),
                     lost,
@@ -210,6 +247,20 @@ impl Attempts {
                 })
             }
         }
+    }
+
+    /// Keeps the error with the job.
+    fn tell_failure(&self, partition: usize, number: u32, worker: &str, error: &Error) {
+        let (job, stage) = (&self.stages.job, self.stage.id);
+        let what = format!("attempt {number} of task {partition} of stage {stage} on {worker}");
+        job.record_error(JobError::now(format!("{what}: {error}")));
+        let message = format!("{what} failed: {error}");
+        job.event(
+            EventKind::TaskFailed,
+            Severity::Warning,
+            Some(worker),
+            message,
+        );
     }
 
     /// The call itself: everything that the worker sends, kept until its last word.
@@ -264,6 +315,7 @@ impl Attempts {
                 Some(Part::Progress(progress)) => record.progress(&progress),
                 Some(Part::Done(done)) => {
                     record.progress(&done.progress.unwrap_or_default());
+                    let rows = shape::of_task(&self.stage, partition, &done.node_rows);
                     let facts = TaskFacts::from(done);
                     // The call is read to its end: one that is dropped before counts as reset, and a connection bears
                     // only so many of those. The result is complete already, whatever comes.
@@ -271,7 +323,20 @@ impl Attempts {
                         tokio::time::timeout(SILENCE, responses.message()).await
                     {
                     }
-                    return Ok((spool.finish()?, facts));
+                    let spool = spool.finish()?;
+                    // The stages of an epoch belong to all INSERTs.
+                    let query = self.stages.epoch.is_none().then_some(self.stages.query);
+                    let place = model::Place::Stage(self.stage.id);
+                    self.stages.job.add_rows(query, place, &rows);
+                    return Ok((spool, facts));
+                }
+                Some(Part::BadRecords(bad)) => {
+                    for record in bad.records.into_iter().take(MAX_BAD_RECORDS) {
+                        let partition = format!("{}[{}]", record.topic, record.partition);
+                        let table = self.stage.table_of(&partition);
+                        let error = JobError::of_record(record, table);
+                        self.stages.job.record_error(error);
+                    }
                 }
                 None => {
                     return Err(Error::unavailable(format!(
@@ -303,8 +368,13 @@ struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    fn new(attempts: &'a Attempts, partition: usize, number: u32, worker: &str) -> Self {
-        let split = attempts.stage.task_label(partition);
+    fn new(
+        attempts: &'a Attempts,
+        partition: usize,
+        number: u32,
+        worker: &str,
+        split: String,
+    ) -> Self {
         let position = attempts.update(|stage| {
             stage.tasks_running += 1;
             if stage.attempts.len() >= MAX_ATTEMPTS_KEPT {
@@ -368,6 +438,9 @@ impl<'a> Record<'a> {
             if outcome == Outcome::Succeeded {
                 stage.tasks_done += 1;
             } else {
+                if matches!(outcome, Outcome::Failed | Outcome::Lost) {
+                    stage.tasks_failed += 1;
+                }
                 // Only winning attempts count.
                 stage.rows_in -= counted.rows_in;
                 stage.bytes_in -= counted.bytes_in;
@@ -395,10 +468,10 @@ impl Attempts {
     /// Changes the stage's record, unless that is of a later run by now.
     fn update<T: Default>(
         &self,
-        change: impl FnOnce(&mut crate::jobs::model::StageRecord) -> T,
+        change: impl FnOnce(&mut model::StageRecord) -> T,
     ) -> T {
         let run = self.run;
-        let change = |record: &mut crate::jobs::model::StageRecord| {
+        let change = |record: &mut model::StageRecord| {
             if record.run == run {
                 change(record)
             } else {

@@ -2,7 +2,9 @@
 //! then the state as it is now.
 
 use crate::Shared;
-use crate::jobs::model::{EpochProgress, QueryProgress};
+use crate::jobs::handle::JobHandle;
+use crate::jobs::model::{EpochProgress, Place, QueryProgress};
+use crate::plan::shape;
 use crate::scheduler::TaskFacts;
 use crate::stream::checkpoint::EpochCommit;
 use crate::stream::context::{EpochContext, States};
@@ -69,7 +71,7 @@ impl Finisher {
         let ctx = Arc::new(TaskContext::from(&state).with_session_config(config));
         let runs = self.job.plan.inserts.iter().map(|insert| {
             let done = self.committed.get(&insert.index).copied();
-            run(insert, number, done, Arc::clone(&ctx))
+            run(&self.job.handle, insert, number, done, Arc::clone(&ctx))
         });
         // All to their ends: a sink whose commit is broken off in the middle would have to find out what became of it.
         let runs = join_all(runs).await.into_iter();
@@ -226,6 +228,7 @@ fn encode(states: BTreeMap<String, Snapshot>) -> Result<Vec<(String, Vec<Bytes>)
 
 /// Runs the upper half of one INSERT, and hands its rows to the sink unless that has committed the epoch before.
 async fn run(
+    job: &JobHandle,
     insert: &Insert,
     epoch: u64,
     committed: Option<u64>,
@@ -233,7 +236,7 @@ async fn run(
 ) -> Result<(u32, u64)> {
     let named = |error: Error| error.context(format!("INSERT INTO {}", insert.table));
     let plan = reset_plan_states(Arc::clone(&insert.upper.plan))?;
-    let mut rows = execute_stream(plan, ctx)?;
+    let mut rows = execute_stream(Arc::clone(&plan), ctx)?;
     if committed.is_some_and(|committed| committed >= epoch) {
         drain(&mut rows).await.map_err(named)?;
         return Ok((insert.index, 0));
@@ -260,6 +263,11 @@ async fn run(
     if let Some(rest) = Arc::into_inner(rest) {
         drain(&mut rest.into_inner()).await.map_err(named)?;
     }
+    let index = insert.index as usize;
+    job.add_rows(Some(index), Place::Master, &shape::counted(&plan));
+    job.update_query(index, |query| {
+        shape::add_sink_rows(&mut query.plan, written);
+    });
     Ok((insert.index, written))
 }
 

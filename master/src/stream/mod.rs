@@ -24,7 +24,9 @@ mod upper;
 mod watermark;
 
 use crate::Shared;
+use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
+use crate::jobs::model::JobError;
 use crate::stream::checkpoint::Checkpoint;
 use crate::stream::finish::Finisher;
 use crate::stream::read::Epoch;
@@ -41,6 +43,8 @@ pub(crate) use setup::{check, explain};
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// The longest one.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How long a job that is to stop may take for its epoch.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a streaming job came to an end without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,21 @@ pub(crate) enum End {
 /// # Errors
 /// The job is wrong; its state is of another query; an epoch failed for good; the job was cancelled.
 pub(crate) async fn run(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
+    tokio::select! {
+        end = epochs(shared, job) => end,
+        () = patience(job) => Ok(End::Stopped),
+    }
+}
+
+/// Returns a while after the job was asked to stop: what hangs is broken off. An epoch that was planned and not committed
+/// is the first one when the job goes on, so nothing is lost or repeated.
+async fn patience(job: &JobHandle) {
+    job.stop_requested().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
+    tracing::warn!(job = %job.id(), "the epoch did not end within {STOP_PATIENCE:?}: stopped without it");
+}
+
+async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
     let mut failures = Failures::default();
     let (mut reader, mut finisher) = loop {
         match setup::start(shared, job).await {
@@ -185,8 +204,11 @@ impl Failures {
         let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
         let pause = pause.min(LONGEST_BACK_OFF);
         tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
+        let message = format!("failed {} times in a row, tried again: {error}", self.count);
+        job.event(EventKind::EpochFailed, Severity::Warning, None, &message);
         job.update(|record| {
-            record.message = format!("failed {} times in a row, tried again: {error}", self.count);
+            record.record_error(JobError::now(error.to_string()));
+            record.message = message;
         });
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(After::Again),
@@ -213,7 +235,12 @@ impl Waits {
         let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
         self.0 += 1;
         tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
-        job.update(|record| record.message = format!("epochs wait for the state dir: {error}"));
+        let message = format!("epochs wait for the state dir: {error}");
+        if self.0 == 1 {
+            job.event(EventKind::EpochWaits, Severity::Warning, None, &message);
+            job.record_error(JobError::now(&message));
+        }
+        job.update(|record| record.message = message);
         tokio::time::sleep(pause).await;
     }
 

@@ -18,7 +18,7 @@ use datafusion::execution::TaskContext;
 use essaim_common::connector::Split;
 use essaim_common::outputs::split_outputs;
 use essaim_common::stream::{Available, Offsets};
-use essaim_common::{Error, ErrorKind, Result};
+use essaim_common::{Error, Result};
 use essaim_proto::v1::EpochParams;
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt};
@@ -155,6 +155,9 @@ impl Reader {
         let started = Instant::now();
         let started_ms = now_ms();
         self.job.handle.vitals().epoch_began(plan.epoch);
+        if self.job.plan.has_statics && self.shared.registry.slots() == 0 {
+            wait_for_worker(&self.shared, &self.job).await?;
+        }
         let held = self.tables.held(&self.shared, &self.job).await?;
         if self.job.plan.has_statics {
             durations.insert("static_tables".to_owned(), ms(started));
@@ -437,7 +440,8 @@ async fn read(
 ) -> Result<(Inputs, TaskFacts)> {
     let inputs = Inputs::default();
     held.fill(&inputs);
-    let slots = shared.registry.slots().max(1);
+    let settings = job.planner.settings();
+    let slots = shared.registry.slots().min(settings.slot_limit()).max(1);
     let offsets: u64 = plan
         .tables
         .values()
@@ -458,7 +462,6 @@ async fn read(
             .map_err(|e| e.context(format!("table {table}")))?;
         splits.insert(table.clone(), grouped(found, tasks));
     }
-    let settings = job.planner.settings();
     let stages = Stages::for_epoch(
         Arc::clone(&job.handle),
         Arc::clone(&shared.registry),
@@ -489,13 +492,7 @@ async fn read(
     if plan.tables.values().any(|read| read.start != read.end) && shared.registry.slots() == 0 {
         wait_for_worker(shared, job).await?;
     }
-    let outputs = try_join_all(runs).await.map_err(|error| {
-        // Its tasks found no worker in time: another epoch waits for one, however long that takes.
-        if error.kind() == ErrorKind::Exhausted && shared.registry.slots() == 0 {
-            return Error::unavailable(error.to_string());
-        }
-        error
-    })?;
+    let outputs = try_join_all(runs).await?;
     for (stage, spools) in outputs.into_iter().flatten() {
         if let [input] = stage.inputs.as_slice() {
             inputs.put(*input, Input::Spools(spools));

@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
-use crate::plan::{Execution, Planner, Purpose, parse, purpose};
+use crate::plan::{Execution, Planner, Purpose, parse, purpose, shape};
 use crate::stream::checkpoint::{Checkpoint, Restored};
 use crate::stream::context::States;
 use crate::stream::finish::Finisher;
@@ -229,6 +229,7 @@ pub(super) async fn start(
     let planner = Arc::new(planner);
     let states = Arc::new(States::default());
     let (stream_plan, statics) = assemble(planned)?;
+    show(handle, &stream_plan, &statics);
     let meaning = meaning(&stream_plan);
     match &restored.fingerprint {
         Some(known) if *known != meaning => return Err(incompatible(known, &meaning)),
@@ -306,6 +307,20 @@ pub(super) async fn start(
         saved: Instant::now(),
     };
     Ok((reader, finisher))
+}
+
+/// Tells what the job's INSERTs run.
+fn show(handle: &JobHandle, plan: &StreamPlan, statics: &[StaticInsert]) {
+    for insert in &plan.inserts {
+        let held = statics.iter().find(|(held, _)| held.index == insert.index);
+        let held = held.map_or(&[][..], |(_, held)| held);
+        let shown = shape::of_insert(plan, insert, held);
+        handle.update_query(insert.index as usize, |query| {
+            query.execution = "stream".to_owned();
+            query.sink = insert.table.clone();
+            query.plan = shown;
+        });
+    }
 }
 
 /// A sink can be ahead of the checkpoint's commits, but not of its plans: they are written first.

@@ -129,15 +129,15 @@ async fn metrics_count_what_happened_and_are_what_docs_dashboard_and_alerts_name
     assert_eq!(one("essaim_jobs_ended_total", &ended), Some(1.0));
     assert_eq!(one("essaim_cluster_slots", &[]), Some(4.0));
     assert_eq!(
-        one("essaim_cluster_workers", &[("state", "alive")]),
+        one("essaim_cluster_workers", &[("state", "active")]),
         Some(2.0)
     );
     assert_eq!(one("essaim_cluster_workers_joined_total", &[]), Some(2.0));
     assert!(one("essaim_state_dir_request_duration_seconds_count", &[]) > Some(2.0));
     assert!(one("process_resident_memory_bytes", &[]) > Some(1e6));
 
-    let read = workers.sum("essaim_worker_input_rows_total", &[]);
-    assert_eq!(read, Some((BATCH + READ) as f64));
+    let rows_read = workers.sum("essaim_worker_input_rows_total", &[]);
+    assert_eq!(rows_read, Some((BATCH + READ) as f64));
     let tasks = workers.sum("essaim_worker_tasks_total", &[("outcome", "succeeded")]);
     let attempts = one(
         "essaim_job_task_attempts_total",

@@ -2,6 +2,7 @@
 
 use super::writer::encode_text;
 use super::{Format, Layout, superseded};
+use crate::access::access;
 use crate::connector::SinkRun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::object_stores;
@@ -195,6 +196,9 @@ impl StreamSink for GrowingFile {
 impl Place {
     /// The lock, and the file behind it; `None` if another process has them.
     fn try_hold(self: Arc<Self>) -> Result<Option<Held>> {
+        for path in [&self.file, &self.sidecar, &self.lock] {
+            access().check_file("the file", path)?;
+        }
         if let Some(folder) = self.file.parent() {
             std::fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
         }

@@ -77,7 +77,7 @@ impl FileWriter {
             }),
             Err(error) => {
                 // What stays behind is invisible, and goes when the run is committed or aborted.
-                let (store, _) = object_stores::open(&format!("{}/", self.base))?;
+                let store = object_stores::store(&self.base)?;
                 let _ = store.delete(&path).await;
                 Err(error.context(format!("file {path}")))
             }
@@ -149,7 +149,7 @@ fn parquet_error(error: ParquetError) -> Error {
 
 impl Encoder {
     fn new(writer: &FileWriter, schema: &SchemaRef, path: Path) -> Result<Self> {
-        let (store, _) = object_stores::open(&format!("{}/", writer.base))?;
+        let store = object_stores::store(&writer.base)?;
         let buffer = BufWriter::new(store, path.clone());
         let layout = &writer.layout;
         if layout.format == Format::Parquet {

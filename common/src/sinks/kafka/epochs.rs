@@ -230,12 +230,12 @@ impl Epochs {
     fn marker(&self, isolation: &str) -> Result<(Marker, ConsumerGroupMetadata)> {
         let consumer: BaseConsumer<Context> = self
             .connection
-            .config_over(&[])
+            .config_over(&[])?
             .set("group.id", &self.name)
             .set("isolation.level", isolation)
             .set("enable.auto.commit", "false")
             .set("allow.auto.create.topics", "false")
-            .create_with_context(Context)
+            .create_with_context(Context::default())
             .map_err(|e| wrong_setting(&e))?;
         let mut wanted = TopicPartitionList::new();
         wanted.add_partition(&self.topic, 0);
@@ -296,7 +296,7 @@ impl Epochs {
             ("linger.ms", "5"),
         ];
         self.connection
-            .config_over(&defaults)
+            .config_over(&defaults)?
             .set("transactional.id", &self.name)
             .create_with_context(Deliveries::default())
             .map_err(|e| wrong_setting(&e))

@@ -15,7 +15,6 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use epochs::Epochs;
 use json::RowEncoder;
-use rdkafka::consumer::Consumer;
 use std::sync::Arc;
 use stream::KafkaStreamSink;
 use writer::KafkaWriter;
@@ -121,9 +120,7 @@ impl KafkaSink {
 
 fn check_topic(connection: &Connection, topic: &str) -> Result<()> {
     let client = connection.metadata_client(IsolationLevel::ReadCommitted)?;
-    let metadata = client
-        .fetch_metadata(Some(topic), connection.timeout())
-        .map_err(|e| connection.failed(format!("topic {topic}"), &e))?;
+    let metadata = connection.topic(&client, topic)?;
     let known = metadata
         .topics()
         .iter()

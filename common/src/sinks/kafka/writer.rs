@@ -118,7 +118,7 @@ impl KafkaWriter {
             ("linger.ms", "5"),
         ];
         self.connection
-            .config_over(&defaults)
+            .config_over(&defaults)?
             .set(
                 "transactional.id",
                 format!("{}-{partition}", self.transaction),

@@ -68,6 +68,7 @@ impl TableProviderFactory for FileTableFactory {
             let filled =
                 Secret::expand(location).map_err(|e| e.context(format!("table {name}")))?;
             *location = filled.expose().to_owned();
+            object_stores::check(location).map_err(|e| e.context(format!("table {name}")))?;
         }
         let mut ours = Options::new(&name, &command.options)?;
         for (option, value) in &mut command.options {

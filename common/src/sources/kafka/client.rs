@@ -1,5 +1,7 @@
 //! How librdkafka is set up: brokers, settings handed on, and what its errors mean to us.
 
+use super::refusal::Refusal;
+use super::settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::secret::Secret;
@@ -8,24 +10,20 @@ use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Settings that Essaim needs for itself, and what to write instead.
-const RESERVED: [(&str, &str); 8] = [
-    ("bootstrap.servers", "name the brokers in LOCATION"),
-    ("metadata.broker.list", "name the brokers in LOCATION"),
-    ("isolation.level", "use the option isolation_level"),
-    ("auto.offset.reset", "use the option starting_offsets"),
-    ("enable.auto.commit", "Essaim commits no group offsets"),
-    ("enable.partition.eof", "Essaim needs it to end a split"),
-    ("transactional.id", "Essaim names its own transactions"),
-    ("enable.idempotence", "Essaim's producers are transactional"),
-];
+/// How long the first of several calls waits, each twice as long as the one before.
+const FIRST_CALL: Duration = Duration::from_millis(500);
+/// How long a client is heard between them: it hands over one error at a time, and log lines as long as it is let.
+const LISTEN: Duration = Duration::from_millis(20);
+/// Errors of a client that are listened to between two calls.
+const MAX_NEWS: usize = 100;
 
 /// Whether records of open and aborted transactions are seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -88,11 +86,6 @@ impl Connection {
             .into_iter()
             .map(|(name, value)| (name, Hidden(value)))
             .collect();
-        for (name, instead) in RESERVED {
-            if settings.contains_key(name) {
-                return Err(options.error(format!("option kafka.{name} cannot be set: {instead}")));
-            }
-        }
         let connection = Self {
             brokers,
             settings,
@@ -111,7 +104,11 @@ impl Connection {
     }
 
     /// The settings that all clients share, over defaults that the options `kafka.…` may change.
-    pub fn config_over(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+    ///
+    /// # Errors
+    /// An option `kafka.…` that no job may give, a file that jobs may not read.
+    pub fn config_over(&self, defaults: &[(&str, &str)]) -> Result<ClientConfig> {
+        settings::check(self.settings.iter().map(|(name, value)| (name, &value.0)))?;
         let mut config = ClientConfig::new();
         for (name, value) in defaults {
             config.set(*name, *value);
@@ -122,11 +119,15 @@ impl Connection {
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Warning);
+        let given = |name: &str| self.settings.get(name).map(|value| &value.0);
+        if let Some((name, value)) = settings::default_ca(given) {
+            config.set(name, value);
+        }
         for (name, value) in &self.settings {
             config.set(name, value.0.expose());
         }
         config.set("bootstrap.servers", &self.brokers);
-        config
+        Ok(config)
     }
 
     /// A client that asks for topics and offsets and reads nothing. Makes no connection by itself.
@@ -134,10 +135,10 @@ impl Connection {
     /// # Errors
     /// A setting that librdkafka refuses.
     pub fn metadata_client(&self, isolation: IsolationLevel) -> Result<BaseConsumer<Context>> {
-        self.config_over(&[])
+        self.config_over(&[])?
             .set("isolation.level", isolation.name())
             .set("allow.auto.create.topics", "false")
-            .create_with_context(Context)
+            .create_with_context(Context::default())
             .map_err(|e| wrong_setting(&e))
     }
 
@@ -171,7 +172,7 @@ impl Connection {
             ("fetch.error.backoff.ms", "100"),
             ("fetch.wait.max.ms", wait_ms),
         ];
-        self.config_over(&defaults)
+        self.config_over(&defaults)?
             .set("isolation.level", isolation.name())
             .set("allow.auto.create.topics", "false")
             .set("enable.auto.commit", "false")
@@ -179,8 +180,68 @@ impl Connection {
             .set("enable.partition.eof", "true")
             // A lost range is an error, never a silent jump.
             .set("auto.offset.reset", "error")
-            .create_with_context(Context)
+            .create_with_context(Context::default())
             .map_err(|e| wrong_setting(&e))
+    }
+
+    /// Asks the brokers something, by calls that each may wait so long. A client that the brokers turn away tries on
+    /// without a word: between the calls it is heard, so that wrong credentials are known at once.
+    ///
+    /// # Errors
+    /// The brokers turn us away, or we them; no answer in time; the call's own.
+    pub fn ask<T>(
+        &self,
+        client: &BaseConsumer<Context>,
+        what: impl std::fmt::Display,
+        mut call: impl FnMut(Duration) -> Result<T, KafkaError>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + self.timeout();
+        let mut patience = FIRST_CALL;
+        let mut refusal: Option<Refusal> = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match call(left.min(patience)) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            for _ in 0..MAX_NEWS {
+                if client.poll(LISTEN).is_none() {
+                    break;
+                }
+            }
+            refusal = client.context().take_refusal().or(refusal);
+            let waits_on = refusal.as_ref().is_none_or(|refusal| !refusal.is_final());
+            let silent = is_silence(&error);
+            if waits_on && silent && left > patience {
+                patience *= 2;
+                continue;
+            }
+            let error = match &refusal {
+                Some(refusal) if !waits_on => return Err(refusal.error(what, &self.brokers)),
+                Some(refusal) => self
+                    .failed(what, &error)
+                    .with_hint(format!("librdkafka says: {refusal}")),
+                None => self.failed(what, &error),
+            };
+            // A broker that is spoken to without the TLS that it wants hangs up and says nothing.
+            let named = self.settings.contains_key("security.protocol");
+            return Err(match silent && !named {
+                true => error.with_hint(
+                    "if they want TLS or a login, say which with kafka.security.protocol",
+                ),
+                false => error,
+            });
+        }
+    }
+
+    /// What the brokers know of a topic.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn topic(&self, client: &BaseConsumer<Context>, topic: &str) -> Result<Metadata> {
+        self.ask(client, format!("topic {topic}"), |patience| {
+            client.fetch_metadata(Some(topic), patience)
+        })
     }
 
     /// An error of a call to the brokers about `what`.
@@ -188,11 +249,10 @@ impl Connection {
         let code = error.rdkafka_error_code();
         let brokers = &self.brokers;
         match code {
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
-                Error::invalid(format!(
-                    "{what}: the brokers {brokers} refuse the credentials: check kafka.sasl.username and kafka.sasl.password"
-                ))
-            }
+            Some(
+                code @ (RDKafkaErrorCode::Authentication
+                | RDKafkaErrorCode::SaslAuthenticationFailed),
+            ) => Refusal::new(code, "").error(what, brokers),
             Some(
                 RDKafkaErrorCode::TopicAuthorizationFailed
                 | RDKafkaErrorCode::GroupAuthorizationFailed
@@ -238,9 +298,31 @@ pub fn wrong_setting(error: &KafkaError) -> Error {
     ))
 }
 
-/// Sends librdkafka's log lines to ours.
-#[derive(Debug, Clone, Copy)]
-pub struct Context;
+/// Whether an error only says that no answer has come yet.
+fn is_silence(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::RequestTimedOut
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+        )
+    )
+}
+
+/// A consumer's context: sends librdkafka's log lines to ours, and keeps why connections fail.
+#[derive(Debug, Default)]
+pub struct Context {
+    refusal: Mutex<Option<Refusal>>,
+}
+
+impl Context {
+    /// Why a connection failed, of those that failed since the last call: one for good, if there is one, or the last.
+    pub fn take_refusal(&self) -> Option<Refusal> {
+        self.refusal.lock().take()
+    }
+}
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -249,6 +331,16 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, text: &str) {
         tracing::debug!(target: "librdkafka", "{}: {text}", reason(&error));
+        // That all of them are away only follows from what was said of each.
+        let code = error
+            .rdkafka_error_code()
+            .filter(|code| *code != RDKafkaErrorCode::AllBrokersDown);
+        if let Some(code) = code {
+            let mut last = self.refusal.lock();
+            if !last.as_ref().is_some_and(Refusal::is_final) {
+                *last = Some(Refusal::new(code, text));
+            }
+        }
     }
 }
 
@@ -270,6 +362,10 @@ impl Deliveries {
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, text: &str) {
+        tracing::debug!(target: "librdkafka", "{}: {text}", reason(&error));
     }
 }
 

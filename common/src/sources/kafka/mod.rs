@@ -11,6 +11,8 @@ mod output;
 mod pool;
 mod reader;
 mod records;
+mod refusal;
+mod settings;
 pub mod source;
 mod stream;
 pub mod timestamps;
@@ -20,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::secret::Secret;
 use crate::sinks::kafka::{KafkaSink, SinkOptions};
+use crate::sources::postgres::tls::connect_options;
 use crate::stream::StreamOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
@@ -252,6 +255,8 @@ fn target(
     match (topic, location, table) {
         (topic, None, None) => Ok(DeadLetterTarget::Topic(topic)),
         (None, Some(location), Some(table)) if location.expose().starts_with("postgres") => {
+            connect_options(&location)
+                .map_err(|e| options.error(format!("option dead_letter_location: {e}")))?;
             Ok(DeadLetterTarget::Table { location, table })
         }
         _ => Err(options.error(

@@ -235,10 +235,7 @@ impl OffsetPlanner {
     pub fn partitions(&self) -> Result<Vec<Partition>> {
         let mut found = Vec::new();
         for topic in &self.topics {
-            let metadata = self
-                .client
-                .fetch_metadata(Some(topic), self.connection.timeout())
-                .map_err(|e| self.connection.failed(format!("topic {topic}"), &e))?;
+            let metadata = self.connection.topic(&self.client, topic)?;
             let of_topic = metadata
                 .topics()
                 .iter()

@@ -4,6 +4,7 @@ use super::dead_letter::{BadRecord, DeadLetters};
 use super::decode::JsonDecoder;
 use super::reader::{Format, LateRows, OnError, SplitScan};
 use super::records::{METADATA_COLUMNS, Records};
+use crate::bad_records::MAX_BAD_RECORDS;
 use crate::error::{Error, Result};
 use crate::scan::event_times;
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
@@ -227,6 +228,13 @@ impl<'a> Output<'a> {
 
     fn treat(&mut self, bad: &[(usize, String)]) -> Result<()> {
         let scan = self.scan;
+        if let Some(noted) = &scan.bad_records {
+            let range = &scan.range;
+            for (index, reason) in bad.iter().take(MAX_BAD_RECORDS) {
+                let offset = self.records.offset(*index);
+                noted.note(&range.topic, range.partition, offset, reason);
+            }
+        }
         match scan.plan.on_error {
             OnError::Skip => scan.metrics.records_skipped.add(bad.len()),
             OnError::DeadLetter => {

@@ -6,6 +6,7 @@ use super::offsets::OffsetRange;
 use super::output::{Flow, Output};
 use super::pool::{ConsumerPool, Key, Reading};
 use super::timestamps::EpochUnit;
+use crate::bad_records::BadRecords;
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::scan::ScanMetrics;
@@ -173,6 +174,7 @@ impl SplitReader for KafkaReader {
             },
             batch_size: ctx.session_config().batch_size(),
             metrics: ScanMetrics::new(metrics, partition),
+            bad_records: ctx.session_config().get_extension(),
         };
         // The thread starts with the first poll of the stream and ends when the stream is dropped.
         let batches = futures::stream::once(async move {
@@ -218,6 +220,8 @@ pub(super) struct SplitScan {
     pub metrics: ScanMetrics,
     /// Rows with an event time before it, ms, are too late.
     pub late_before: Option<i64>,
+    /// Where records that do not decode are told of.
+    pub bad_records: Option<Arc<BadRecords>>,
 }
 
 impl SplitScan {
@@ -306,7 +310,12 @@ impl SplitScan {
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => match self.judge(&error) {
-                    Trouble::Passing => last_error = Some(reason(&error)),
+                    Trouble::Passing => {
+                        if let Some(refused) = self.refused(consumer, next) {
+                            return Err(refused);
+                        }
+                        last_error = Some(reason(&error));
+                    }
                     _ if !fresh => {
                         (fresh, settled) = (true, false);
                         self.assign(consumer, next)?;
@@ -419,6 +428,16 @@ impl SplitScan {
         }
         // Beyond the partition's end there is nothing either.
         Ok(if low > next { low } else { range.end })
+    }
+
+    /// Why the brokers and this worker do not talk, if they never will by these certificates. Another worker may have
+    /// others, so it is worth another attempt.
+    fn refused(&self, consumer: &BaseConsumer<Context>, next: i64) -> Option<Error> {
+        let refusal = consumer.context().take_refusal()?;
+        let brokers = &self.plan.connection.brokers;
+        refusal
+            .is_final()
+            .then(|| Error::unavailable(refusal.error(self.at(next), brokers).to_string()))
     }
 
     fn judge(&self, error: &KafkaError) -> Trouble {

@@ -1,16 +1,16 @@
 //! Connections to PostgreSQL: how they are made, kept warm, given deadlines, and what their errors mean.
 
+use super::tls::{self, connect_options};
 use crate::error::{Error, ErrorKind, Result};
 use crate::scope::Warm;
 use crate::secret::Secret;
 use datafusion::execution::TaskContext;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgDatabaseError, PgRow};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, Connection};
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::future::Future;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,20 +55,7 @@ impl Database {
     /// # Errors
     /// A text of another form.
     pub fn new(url: Secret) -> Result<Self> {
-        let wrong = || {
-            Error::invalid(
-                "the LOCATION of a POSTGRES table is 'postgres://user:password@host:port/database'; \
-                 characters such as @ / : % within the password are written %40 %2F %3A %25",
-            )
-        };
-        if !["postgres://", "postgresql://"]
-            .iter()
-            .any(|scheme| url.expose().starts_with(scheme))
-        {
-            return Err(wrong());
-        }
-        // The parser's own message could quote a part of the password.
-        PgConnectOptions::from_str(url.expose()).map_err(|_| wrong())?;
+        connect_options(&url)?;
         Ok(Self { url })
     }
 
@@ -78,10 +65,7 @@ impl Database {
     }
 
     fn options(&self) -> Result<PgConnectOptions> {
-        Ok(PgConnectOptions::from_str(self.url.expose())
-            .map_err(|_| Error::invalid("the LOCATION is no PostgreSQL URL"))?
-            .application_name("essaim")
-            .disable_statement_logging())
+        connect_options(&self.url)
     }
 
     /// For people: `host:port/database`.
@@ -304,6 +288,7 @@ pub fn sql_error(error: &sqlx::Error, place: impl Display) -> Error {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
                 Error::internal(format!("{place}: {error}"))
             }
+            error if tls::is_refusal(error) => tls::refused(error, place),
             sqlx::Error::Io(e) => Error::unavailable(format!(
                 "{place} is out of reach: {e}. Is it running, and reachable from every worker?"
             )),

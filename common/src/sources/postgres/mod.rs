@@ -13,6 +13,7 @@ mod ranges;
 mod reader;
 mod snapshot;
 mod source;
+pub(crate) mod tls;
 pub mod types;
 
 use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, TableSpec};

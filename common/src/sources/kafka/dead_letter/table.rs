@@ -3,10 +3,10 @@
 use super::BadRecord;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use crate::sources::postgres::tls::connect_options;
+use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use std::future::Future;
-use std::str::FromStr;
 use std::time::Duration;
 
 /// A table with the primary key `(topic, partition, "offset")`.
@@ -76,7 +76,8 @@ fn quoted(name: &str) -> String {
 }
 
 async fn open(location: &Secret, name: &str) -> Result<PgConnection, sqlx::Error> {
-    let options = PgConnectOptions::from_str(location.expose())?.application_name("essaim");
+    let options =
+        connect_options(location).map_err(|e| sqlx::Error::Configuration(Box::new(e)))?;
     let mut connection = PgConnection::connect_with(&options).await?;
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {} (topic text, partition integer, \"offset\" bigint, key bytea, value bytea, \

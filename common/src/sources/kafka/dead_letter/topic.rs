@@ -64,7 +64,7 @@ fn producer(connection: &Connection) -> Result<BaseProducer<Deliveries>> {
             ("message.timeout.ms", timeout.as_str()),
             ("topic.metadata.propagation.max.ms", unknown.as_str()),
             ("linger.ms", "0"),
-        ])
+        ])?
         .set("acks", "all")
         .create_with_context(Deliveries::default())
         .map_err(|e| wrong_setting(&e))
