@@ -48,8 +48,10 @@ pub(super) fn start(service: &'static str) -> Result<Option<Export>, ExporterBui
         next: BatchSpanProcessor::builder(Counted(exporter)).build(),
         room: room.unwrap_or(QUEUE),
     };
-    let mut resource =
-        Resource::builder().with_attribute(KeyValue::new("service.version", essaim_proto::VERSION.as_str()));
+    let mut resource = Resource::builder().with_attribute(KeyValue::new(
+        "service.version",
+        essaim_proto::VERSION.as_str(),
+    ));
     let named =
         variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|all| all.contains("service.name="));
     if variable("OTEL_SERVICE_NAME").is_none() && !named {
