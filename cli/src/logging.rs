@@ -1,10 +1,14 @@
-//! Logs of a process, on standard error.
+//! Logs of a process, on standard error, and its spans on their way to a collector.
 
 mod json;
+mod otlp;
 
+use otlp::Export;
 use std::io::IsTerminal;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::JsonFields;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// How each line is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -21,6 +25,8 @@ pub enum LogFormat {
 pub struct Logging {
     pub format: LogFormat,
     pub default_filter: &'static str,
+    /// What the process is called in traces; a process without a name sends none.
+    pub service: Option<&'static str>,
 }
 
 impl Logging {
@@ -28,11 +34,25 @@ impl Logging {
     pub const QUIET: Self = Self {
         format: LogFormat::Text,
         default_filter: "error",
+        service: None,
     };
 }
 
-/// Starts logging, once in a process.
-pub fn init(logging: &Logging) {
+/// Logging that has started. [`Self::end`] it before the process ends.
+#[derive(Debug)]
+pub struct Started(Option<Export>);
+
+impl Started {
+    /// Sends the spans that still wait, for two seconds at most.
+    pub fn end(self) {
+        if let Some(export) = self.0 {
+            export.end();
+        }
+    }
+}
+
+/// Starts logging, once in a process, in the context of its runtime.
+pub fn init(logging: &Logging) -> Started {
     let filter = ["ESSAIM_LOG", "RUST_LOG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
@@ -40,15 +60,28 @@ pub fn init(logging: &Logging) {
             || EnvFilter::new(logging.default_filter),
             EnvFilter::new::<String>,
         );
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match logging.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder
+    let lines = match logging.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines
             .fmt_fields(JsonFields::default())
             .event_format(json::Flat)
-            .init(),
+            .boxed(),
+    };
+    let export = logging.service.map_or(Ok(None), otlp::start);
+    let (export, trouble) = match export {
+        Ok(export) => (export, None),
+        Err(error) => (None, Some(error)),
+    };
+    tracing_subscriber::registry()
+        .with(export.as_ref().map(Export::layer))
+        .with(lines.with_filter(filter))
+        .init();
+    if let Some(error) = trouble {
+        // Nobody shall be without a job because of its traces.
+        tracing::error!(%error, "no traces are sent: the variables OTEL_EXPORTER_OTLP_… are wrong");
     }
+    Started(export)
 }

@@ -94,10 +94,16 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(failure) => return client::report(&failure.into()),
     };
-    logging::init(&cli.command.logging());
+    let logging = cli.command.logging();
     let done = runtime(&cli.command)
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(cli.command.run()));
+        .and_then(|runtime| {
+            let _context = runtime.enter();
+            let logging = logging::init(&logging);
+            let done = runtime.block_on(cli.command.run());
+            logging.end();
+            done
+        });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => client::report(&error),

@@ -50,6 +50,7 @@ impl MasterArgs {
         Logging {
             format: self.log_format,
             default_filter: SERVER_FILTER,
+            service: Some("essaim-master"),
         }
     }
 
@@ -105,6 +106,7 @@ impl WorkerArgs {
         Logging {
             format: self.log_format,
             default_filter: SERVER_FILTER,
+            service: Some("essaim-worker"),
         }
     }
 }

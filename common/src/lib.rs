@@ -14,6 +14,7 @@ pub mod connector;
 pub mod error;
 pub mod functions;
 pub mod ipc;
+pub mod journal;
 pub mod late;
 pub mod metrics;
 pub mod net;
@@ -30,6 +31,7 @@ pub mod sinks;
 pub mod sources;
 pub mod stream;
 pub mod table;
+pub mod trace;
 pub mod windows;
 
 pub use error::{Error, ErrorKind, Result};

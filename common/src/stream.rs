@@ -2,6 +2,7 @@
 
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
+use crate::journal::Journals;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
@@ -35,6 +36,16 @@ pub trait StreamSource: Debug + Send + Sync {
     /// How it is to be read.
     fn options(&self) -> StreamOptions;
 
+    /// Called once for each start of a job, before anything else of it that has to do with positions; not by what only
+    /// plans or checks. A source that cannot be read twice opens its journal here, and may begin to fetch.
+    ///
+    /// # Errors
+    /// Those of `journals`.
+    async fn open(&self, journals: &dyn Journals) -> Result<()> {
+        let _ = journals;
+        Ok(())
+    }
+
     /// Where a new job begins.
     ///
     /// # Errors
@@ -58,6 +69,16 @@ pub trait StreamSource: Debug + Send + Sync {
     /// # Errors
     /// A projection of columns that are not there.
     fn reader(&self, projection: &[usize]) -> Result<Arc<dyn SplitReader>>;
+
+    /// All sinks have what lies before `offsets`, and no epoch reads it again: the source may forget it, or clean up. Not
+    /// called for every epoch; called again after a restart.
+    ///
+    /// # Errors
+    /// What could not be cleaned up. It is logged, and the job goes on.
+    async fn committed(&self, offsets: &Offsets) -> Result<()> {
+        let _ = offsets;
+        Ok(())
+    }
 }
 
 /// How a stream is to be read.

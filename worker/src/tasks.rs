@@ -14,7 +14,7 @@ use essaim_common::late::LateFilterExec;
 use essaim_common::net::Peers;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, Result, trace};
 use essaim_proto::v1;
 use essaim_proto::v1::tasks_server::Tasks;
 use essaim_proto::v1::{
@@ -425,8 +425,9 @@ impl Tasks for TaskService {
     type RunStream = BoxStream<'static, Result<RunResponse, Status>>;
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let span = task_span(&request);
+        trace::adopt(&span, &metadata);
         let start = || {
             // What a plan spawns computes there too.
             let _entered = self.threads.enter();

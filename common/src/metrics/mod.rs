@@ -9,6 +9,7 @@ mod process;
 pub use grpc::GrpcErrors;
 
 use crate::error::{Error, Result};
+use crate::trace::SPANS;
 use datafusion::execution::memory_pool::MemoryLimit;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use prometheus::TextEncoder;
@@ -27,6 +28,11 @@ const LABEL_CHARS: usize = 128;
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Nothing counted yet.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Counts one.
     pub fn inc(&self) {
         self.add(1);
@@ -114,6 +120,7 @@ impl Page {
         );
         process::add(&mut page);
         page.operators(runtime);
+        SPANS.add_to(&mut page);
         page
     }
 

@@ -15,14 +15,14 @@ use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
 use essaim_common::bad_records::MAX_BAD_RECORDS;
 use essaim_common::codec::EssaimCodec;
 use essaim_common::ipc::Decoder;
-use essaim_common::{Error, Result};
+use essaim_common::{Error, Result, trace};
 use essaim_proto::v1::run_response::Part;
 use essaim_proto::v1::{RunRequest, TaskProgress};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tracing::{Instrument, Span};
 
 /// A worker that says nothing for so long, not even how far it is, is taken for stuck.
@@ -292,6 +292,8 @@ impl Attempts {
                 SILENCE.as_secs()
             ))
         };
+        let mut request = Request::new(request);
+        trace::inject(request.metadata_mut());
         let mut responses = tokio::time::timeout(SILENCE, client.run(request))
             .await
             .map_err(|_| silent())?

@@ -1,8 +1,9 @@
-//! What operators see from outside: metrics that are right, log lines that say whose they are.
+//! What operators see from outside: metrics that are right, log lines that say whose they are, traces that hold together.
 
 mod logs;
 mod metrics;
 mod scrape;
+mod traces;
 
 use essaim_tests::kafka::Topic;
 use serde_json::json;
