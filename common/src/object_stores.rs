@@ -155,7 +155,25 @@ pub fn failed(place: impl Display, error: &object_store::Error) -> Error {
         | object_store::Error::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, format!("{place}: {error}"))
+    let failed = Error::new(kind, format!("{place}: {error}"));
+    if refuses_us(error) {
+        return failed.with_hint(
+            "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN of the process, and at what that key may do there",
+        );
+    }
+    failed
+}
+
+/// Whether a bucket's server does not know us, or does not let us. (What jobs may not use we refuse ourselves.)
+fn refuses_us(error: &object_store::Error) -> bool {
+    match error {
+        object_store::Error::PermissionDenied { source, .. }
+        | object_store::Error::Unauthenticated { source, .. } => {
+            source.downcast_ref::<Error>().is_none()
+                && source.downcast_ref::<std::io::Error>().is_none()
+        }
+        _ => false,
+    }
 }
 
 impl Stores {
