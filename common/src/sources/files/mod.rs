@@ -68,14 +68,18 @@ impl Connector for Files {
         Ok(Arc::new(FileWriter::decode(encoded)?))
     }
 
-    fn endpoints(&self, spec: TableSpec) -> EssaimResult<Vec<Endpoint>> {
-        let location = spec.location.expose();
-        object_stores::parse(location)?;
-        Ok(vec![Endpoint {
-            connector: NAME.to_owned(),
-            name: format!("files at {}", spec.location),
-            payload: location.as_bytes().to_vec(),
-        }])
+    fn endpoints(&self, mut spec: TableSpec) -> EssaimResult<Vec<Endpoint>> {
+        let archive = spec.options.secret("source_archive_dir");
+        let places = std::iter::once(spec.location).chain(archive);
+        let endpoint = |place: Secret| {
+            object_stores::parse(place.expose())?;
+            Ok(Endpoint {
+                connector: NAME.to_owned(),
+                name: format!("files at {place}"),
+                payload: place.expose().as_bytes().to_vec(),
+            })
+        };
+        places.map(endpoint).collect()
     }
 
     async fn reach(&self, payload: &[u8], _deadline: Duration) -> EssaimResult<String> {
