@@ -170,6 +170,28 @@ class Cluster:
         """The job, as `essaim status --json` prints it."""
         return json.loads(self.essaim("status", job, "--json"))
 
+    def wait_for_state(self, job, state, seconds=60):
+        """Waits until a job is, or was already, in `state`."""
+        ended = ("succeeded", "failed", "cancelled", "stopped")
+        until(f"{job} to be {state}", lambda: self.status(job)["state"] in (state, *ended), seconds, pause=0.02)
+
+    def wait(self, job, seconds=900):
+        """Waits until a job has succeeded, though its master may be restarted meanwhile. Returns its status."""
+
+        def ended():
+            try:
+                status = self.status(job)
+            except CommandFailed as error:
+                # A master that has just been started may not answer yet.
+                if "ended with 3" in str(error):
+                    return None
+                raise
+            if status["state"] in ("failed", "cancelled"):
+                raise RuntimeError(f"job {job} is {status['state']}: {status.get('message')}")
+            return status if status["state"] in ("succeeded", "stopped") else None
+
+        return until(f"the end of {job}", ended, seconds, pause=0.3)
+
     def rows_read(self, job):
         """Rows that a streaming job has read so far, over all of its starts. A job that has ended badly is an error."""
         try:

@@ -1,9 +1,10 @@
 //! Essaim's own SQL functions.
 
+pub mod average;
 pub mod event_time;
 pub mod window;
 
-use datafusion::logical_expr::ScalarUDF;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use std::sync::Arc;
 
 /// All of them, for the session's registry.
@@ -12,4 +13,11 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
         .into_iter()
         .map(|function| Arc::new(ScalarUDF::new_from_impl(function)))
         .collect()
+}
+
+/// Those of ours that stand in for DataFusion's of the same name.
+pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
+    vec![Arc::new(AggregateUDF::new_from_impl(
+        average::Average::default(),
+    ))]
 }
