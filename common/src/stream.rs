@@ -70,8 +70,8 @@ pub trait StreamSource: Debug + Send + Sync {
     /// A projection of columns that are not there.
     fn reader(&self, projection: &[usize]) -> Result<Arc<dyn SplitReader>>;
 
-    /// All sinks have what lies before `offsets`, and no epoch reads it again: the source may forget it, or clean up. Not
-    /// called for every epoch; called again after a restart.
+    /// All sinks have what lies before `offsets`, and no epoch reads it again: the source may forget it, or clean up.
+    /// Called only for sources that have opened a journal, beside the epochs, and not for each of them.
     ///
     /// # Errors
     /// What could not be cleaned up. It is logged, and the job goes on.
