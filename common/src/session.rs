@@ -178,6 +178,11 @@ pub fn with_essaim(builder: SessionStateBuilder) -> SessionStateBuilder {
                 .filter(|f| !names.contains(f.name())),
         );
     }
+    // The first planner that knows an expression plans it.
+    builder
+        .expr_planners()
+        .get_or_insert_default()
+        .insert(0, Arc::new(crate::functions::list_field::ListFieldPlanner));
     let factories = builder.table_factories().get_or_insert_default();
     for connector in connectors() {
         factories.insert(

@@ -8,7 +8,7 @@ use arrow::array::{
 };
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{
-    DECIMAL256_MAX_PRECISION, DataType, Decimal256Type, DecimalType, FieldRef, UInt64Type, i256,
+    DECIMAL256_MAX_PRECISION, DataType, Decimal256Type, DecimalType, FieldRef, i256,
 };
 use datafusion::common::{Result, ScalarValue, exec_datafusion_err, internal_datafusion_err};
 use datafusion::functions_aggregate::average::Avg;
@@ -166,10 +166,9 @@ impl GroupsAccumulator for RoundedGroups {
         &mut self,
         states: &[ArrayRef],
         groups: &[usize],
-        filter: Option<&BooleanArray>,
         total_groups: usize,
     ) -> Result<()> {
-        self.inner.merge_batch(states, groups, filter, total_groups)
+        self.inner.merge_batch(states, groups, total_groups)
     }
 
     fn convert_to_state(
@@ -178,10 +177,6 @@ impl GroupsAccumulator for RoundedGroups {
         filter: Option<&BooleanArray>,
     ) -> Result<Vec<ArrayRef>> {
         self.inner.convert_to_state(values, filter)
-    }
-
-    fn supports_convert_to_state(&self) -> bool {
-        self.inner.supports_convert_to_state()
     }
 
     fn size(&self) -> usize {
