@@ -95,7 +95,7 @@ def events(count, days, dice):
         if dice.random() > 0.4 + 0.6 * (at.hour / 23) ** 2:
             at += timedelta(minutes=dice.uniform(0, 20))
         # Some write much more than others.
-        writer = authors[int(len(authors) * dice.random() ** 3)]
+        writer = authors[int(len(authors) * dice.random() ** 2)]
         # Toots from elsewhere arrive late: up to 20 minutes.
         status = toot(number, at - timedelta(seconds=dice.uniform(0, 1200)), writer, dice)
         line = json.dumps(status, ensure_ascii=False, separators=(",", ":"))
