@@ -75,8 +75,9 @@ def check(run, server, cluster, records):
     countries = {brand: country for brand, country, _, _ in BRANDS}
     run.check("prices_by_country", query('SELECT * FROM prices_by_country ORDER BY country COLLATE "C", fuel COLLATE "C"'), expected.by_country(cars, countries))
     # A join of windows tells of those that have closed: before the watermark.
-    insert = next(insert for insert in cluster.status("stream")["inserts"] if insert["table"] == "attention")
-    watermark = datetime.fromisoformat(insert["watermark_at"].replace("Z", "+00:00")).replace(tzinfo=None)
+    inserts = cluster.status("stream")["last_epoch"]["queries"]
+    watermark = next(insert["watermark_at"] for insert in inserts if insert["sink"] == "attention")
+    watermark = datetime.fromisoformat(watermark.removesuffix("Z"))
     closed = [row for row in expected.attention(cars, news) if (watermark - row[0]).total_seconds() >= 2]
     run.check(f"attention, {len(closed)} windows that have closed", query('SELECT * FROM attention ORDER BY window_start, brand COLLATE "C"'), closed)
 

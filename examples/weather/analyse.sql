@@ -34,15 +34,17 @@ OPTIONS (table 'weather_by_city', mode 'overwrite', key 'source,city');
 CREATE VIEW measured AS
 SELECT
   source, name AS city, dt, coord['lon'] AS longitude, coord['lat'] AS latitude, weather[1]['main'] AS condition,
-  main['temp'] AS temperature, main['feels_like'] AS feels_like, main['pressure'] AS pressure, main['humidity'] AS humidity,
-  wind['speed'] AS wind, clouds['all'] AS clouds,
+  -- With two digits, as they are measured: sums of decimals do not depend on the order of rows.
+  CAST(main['temp'] AS DECIMAL(6, 2)) AS temperature, CAST(main['feels_like'] AS DECIMAL(6, 2)) AS feels_like,
+  main['pressure'] AS pressure, main['humidity'] AS humidity, CAST(wind['speed'] AS DECIMAL(6, 2)) AS wind, clouds['all'] AS clouds,
   -- No rain is told by leaving it out.
-  coalesce(rain['1h'], 0) AS rain, coalesce(snow['1h'], 0) AS snow
+  CAST(coalesce(rain['1h'], 0) AS DECIMAL(6, 2)) AS rain, CAST(coalesce(snow['1h'], 0) AS DECIMAL(6, 2)) AS snow
 FROM (SELECT 'topic' AS source, * FROM topic UNION ALL SELECT 'mongodb' AS source, * FROM collection);
 
 -- All pairs of all numbers, in one query.
 CREATE VIEW numbers AS
-SELECT source, [temperature, feels_like, pressure, humidity, wind, clouds, rain, snow] AS v FROM measured;
+SELECT source, [temperature, feels_like, CAST(pressure AS DECIMAL(6, 2)), CAST(humidity AS DECIMAL(6, 2)), wind, CAST(clouds AS DECIMAL(6, 2)), rain, snow] AS v
+FROM measured;
 
 CREATE VIEW names AS
 SELECT * FROM (VALUES (1, 'temperature'), (2, 'feels like'), (3, 'pressure'), (4, 'humidity'), (5, 'wind'), (6, 'clouds'), (7, 'rain'), (8, 'snow')) AS n(i, name);
