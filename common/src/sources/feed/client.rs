@@ -1,6 +1,7 @@
 //! How a server is asked: one client for the process, a table's headers and deadline, and what its refusals mean.
 
 use super::shown::{Hidden, Veiled};
+use crate::check::Endpoint;
 use crate::error::{Error, Result};
 use crate::options::Options;
 use chrono::{DateTime, Utc};
@@ -8,7 +9,6 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use std::fmt::Display;
 use std::sync::LazyLock;
 use std::time::Duration;
 use url::Url;
@@ -97,7 +97,9 @@ impl Access {
         let headers = options.with_prefix("header.");
         for (name, value) in &headers {
             let wrong = |what: &str| {
-                options.error(format!("option header.{name}: the {what} is none that a header can have"))
+                options.error(format!(
+                    "option header.{name}: the {what} is none that a header can have"
+                ))
             };
             HeaderName::try_from(name.as_str()).map_err(|_| wrong("name"))?;
             HeaderValue::try_from(value.expose()).map_err(|_| wrong("value"))?;
@@ -167,7 +169,10 @@ impl Access {
     /// What an answer with another status than a success means; reads a little of its body.
     pub async fn refused(&self, url: &Url, response: Response) -> Failure {
         let place = self.hidden.url(url);
-        let (status, after) = (response.status(), retry_after(response.headers(), Utc::now()));
+        let (status, after) = (
+            response.status(),
+            retry_after(response.headers(), Utc::now()),
+        );
         let said = match tokio::time::timeout(self.timeout(), excerpt(response)).await {
             Ok(text) if !text.is_empty() => format!(": {}", self.hidden.hide(&text)),
             _ => String::new(),
@@ -182,24 +187,15 @@ impl Access {
             return Failure::Passing(Error::unavailable(error), after);
         }
         let advice = match status.as_u16() {
-            401 | 403 | 407 => "; check the token or the key, in a header ('header.Authorization' 'Bearer …') or in LOCATION",
+            401 | 403 | 407 => {
+                "; check the token or the key, in a header ('header.Authorization' 'Bearer …') or in LOCATION"
+            }
             404 | 410 => "; check the path in LOCATION",
             _ => "",
         };
-        Failure::Lasting(Error::invalid(format!("{place} answers {status}{said}{advice}")))
-    }
-
-    /// Looks whether the server answers, by a HEAD request.
-    ///
-    /// # Errors
-    /// It does not, or refuses the credentials.
-    pub async fn reach(&self, url: &Url, deadline: Duration) -> Result<String> {
-        let request = self.request(Method::HEAD, url)?.timeout(deadline);
-        let response = request.send().await.map_err(|e| self.failed(url, &e))?;
-        match response.status().as_u16() {
-            401 | 403 | 407 => Err(self.refused(url, response).await.into()),
-            status => Ok(format!("answers a HEAD request with {status}")),
-        }
+        Failure::Lasting(Error::invalid(format!(
+            "{place} answers {status}{said}{advice}"
+        )))
     }
 }
 
@@ -217,7 +213,9 @@ pub fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> 
 /// failed together do not come back together.
 pub fn pause(failures: u32) -> Duration {
     let pause = FIRST_PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(10));
-    pause.min(LONGEST_PAUSE).mul_f64(rand::random_range(0.75..=1.0))
+    pause
+        .min(LONGEST_PAUSE)
+        .mul_f64(rand::random_range(0.75..=1.0))
 }
 
 /// The beginning of an answer, on one line.
@@ -268,9 +266,33 @@ pub fn in_clear(url: &Url, access: &Access) -> bool {
     url.scheme() == "http" && !near && secret
 }
 
-/// The server of a URL, for people.
-pub fn server(url: &Url) -> impl Display {
-    url.origin().ascii_serialization()
+/// The server of a table, for [`reach`].
+///
+/// # Errors
+/// None: the payload holds texts.
+pub fn endpoint(connector: &str, access: &Access, url: &Url) -> Result<Endpoint> {
+    Ok(Endpoint {
+        connector: connector.to_owned(),
+        name: format!("{connector} at {}", url.origin().ascii_serialization()),
+        payload: serde_json::to_vec(&(access, url.as_str()))
+            .map_err(|e| Error::internal(e.to_string()))?,
+    })
+}
+
+/// Looks whether the server of an [`endpoint`] answers, by a HEAD request.
+///
+/// # Errors
+/// It does not, or refuses the credentials.
+pub async fn reach(payload: &[u8], deadline: Duration) -> Result<String> {
+    let (access, url): (Access, String) = serde_json::from_slice(payload)
+        .map_err(|e| Error::internal(format!("an endpoint of another version: {e}")))?;
+    let url = Url::parse(&url).map_err(|e| Error::internal(e.to_string()))?;
+    let request = access.request(Method::HEAD, &url)?.timeout(deadline);
+    let response = request.send().await.map_err(|e| access.failed(&url, &e))?;
+    match response.status().as_u16() {
+        401 | 403 | 407 => Err(access.refused(&url, response).await.into()),
+        status => Ok(format!("answers a HEAD request with {status}")),
+    }
 }
 
 #[cfg(test)]
@@ -283,10 +305,15 @@ mod tests {
 
     #[test]
     fn a_server_says_how_long_to_wait_in_seconds_or_until_when() {
-        let now = DateTime::parse_from_rfc3339("2026-01-31T12:00:00Z").unwrap().to_utc();
+        let now = DateTime::parse_from_rfc3339("2026-01-31T12:00:00Z")
+            .unwrap()
+            .to_utc();
         let after = |text| retry_after(&headers(text), now);
         assert_eq!(after("120"), Some(Duration::from_secs(120)));
-        assert_eq!(after("Sat, 31 Jan 2026 12:00:30 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(
+            after("Sat, 31 Jan 2026 12:00:30 GMT"),
+            Some(Duration::from_secs(30))
+        );
         assert_eq!(after("Sat, 31 Jan 2026 11:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(after("soon"), None);
     }
@@ -301,7 +328,10 @@ mod tests {
 
     #[test]
     fn headers_are_checked_and_never_shown() {
-        let given = [("header.Authorization".to_owned(), "Bearer s3cr3t".to_owned())];
+        let given = [(
+            "header.Authorization".to_owned(),
+            "Bearer s3cr3t".to_owned(),
+        )];
         let mut options = Options::new("t", given.iter().map(|(k, v)| (k, v))).unwrap();
         let access = Access::take(&mut options).unwrap();
         assert!(access.has_header("authorization"));
@@ -309,6 +339,9 @@ mod tests {
         let given = [("header.X-Key".to_owned(), "s3cr3t\n".to_owned())];
         let mut options = Options::new("t", given.iter().map(|(k, v)| (k, v))).unwrap();
         let error = Access::take(&mut options).unwrap_err().to_string();
-        assert!(error.contains("header.x-key") && !error.contains("s3cr3t"), "{error}");
+        assert!(
+            error.contains("header.x-key") && !error.contains("s3cr3t"),
+            "{error}"
+        );
     }
 }

@@ -93,8 +93,8 @@ pub fn pack<'a>(entries: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
 pub fn unpack(mut packed: Bytes) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     while !packed.is_empty() {
-        let (entry, rest) = chunk(&packed)
-            .ok_or_else(|| Error::internal("a split is of another version"))?;
+        let (entry, rest) =
+            chunk(&packed).ok_or_else(|| Error::internal("a split is of another version"))?;
         entries.push(Entry::decode(&entry)?);
         packed = rest;
     }
@@ -104,7 +104,9 @@ pub fn unpack(mut packed: Bytes) -> Result<Vec<Entry>> {
 /// What stands behind its length, and the rest.
 fn chunk(bytes: &Bytes) -> Option<(Bytes, Bytes)> {
     let (length, _) = bytes.split_first_chunk::<4>()?;
-    let end = usize::try_from(u32::from_be_bytes(*length)).ok()?.checked_add(4)?;
+    let end = usize::try_from(u32::from_be_bytes(*length))
+        .ok()?
+        .checked_add(4)?;
     (end <= bytes.len()).then(|| (bytes.slice(4..end), bytes.slice(end..)))
 }
 

@@ -62,10 +62,7 @@ impl RowPlan {
     ///
     /// # Errors
     /// A wrong value, no columns, a column of a type that JSON cannot hold or of a name that is taken.
-    pub fn take(
-        spec: &mut TableSpec,
-        metadata: &[(&str, Metadata)],
-    ) -> Result<(Self, SchemaRef)> {
+    pub fn take(spec: &mut TableSpec, metadata: &[(&str, Metadata)]) -> Result<(Self, SchemaRef)> {
         let options = &mut spec.options;
         let format = options.one_of("format", &[("json", Format::Json), ("raw", Format::Raw)])?;
         let timestamp_unit = EpochUnit::take(options)?;
@@ -85,9 +82,8 @@ impl RowPlan {
         let mut fields: Vec<Arc<Field>> = match (format, &spec.schema) {
             (Format::Raw, None) => vec![Arc::new(Field::new(DATA, DataType::Utf8View, true))],
             (Format::Raw, Some(_)) => {
-                return Err(options.error(
-                    "format 'raw' has the column data, VARCHAR: leave the columns out",
-                ));
+                return Err(options
+                    .error("format 'raw' has the column data, VARCHAR: leave the columns out"));
             }
             (Format::Json, None) => {
                 return Err(options.error(
@@ -111,7 +107,9 @@ impl RowPlan {
         fields.extend(metadata.iter().map(|(name, kind)| {
             Arc::new(Field::new(*name, kind.data_type(), true).with_metadata(mark.clone()))
         }));
-        let metadata = metadata.iter().map(|(name, kind)| ((*name).to_owned(), *kind));
+        let metadata = metadata
+            .iter()
+            .map(|(name, kind)| ((*name).to_owned(), *kind));
         let plan = Self {
             format,
             timestamp_unit,

@@ -257,6 +257,9 @@ mod tests {
     fn a_bad_record_ends_the_job_with_its_place() {
         let error = rows(OnError::Fail).batches(&records(), 40).unwrap_err();
         let error = error.to_string();
-        assert!(error.starts_with("u1, record 41: it does not decode"), "{error}");
+        assert!(
+            error.starts_with("u1, record 41: it does not decode"),
+            "{error}"
+        );
     }
 }

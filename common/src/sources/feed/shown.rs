@@ -79,7 +79,9 @@ fn is_called_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let inside = ["token", "secret", "password", "passwd", "credential"];
     let whole = ["appid", "app_id", "auth", "pwd", "sig", "signature"];
-    name.ends_with("key") || whole.contains(&name.as_str()) || inside.iter().any(|i| name.contains(i))
+    name.ends_with("key")
+        || whole.contains(&name.as_str())
+        || inside.iter().any(|i| name.contains(i))
 }
 
 /// A text as it may stand anywhere in a URL: all but letters, digits and `-._~` as `%XX` (RFC 3986, section 2.3).
@@ -106,20 +108,31 @@ mod tests {
 
     #[test]
     fn a_url_is_shown_without_its_keys() {
-        let url = Url::parse("https://me:pw@api.test/v1/s3cr%20et?q=Paris&appid=k&apikey=x&keyword=car").unwrap();
+        let url =
+            Url::parse("https://me:pw@api.test/v1/s3cr%20et?q=Paris&appid=k&apikey=x&keyword=car")
+                .unwrap();
         let shown = hidden(&["s3cr et"]).url(&url);
-        assert_eq!(shown, "https://api.test/v1/***?q=Paris&appid=***&apikey=***&keyword=car");
+        assert_eq!(
+            shown,
+            "https://api.test/v1/***?q=Paris&appid=***&apikey=***&keyword=car"
+        );
     }
 
     #[test]
     fn what_a_variable_held_is_hidden_in_any_text() {
         let hidden = hidden(&["hunter2", "hunter22", "abc"]);
-        assert_eq!(hidden.hide("no key hunter22 or hunter2: abc"), "no key *** or ***: abc");
+        assert_eq!(
+            hidden.hide("no key hunter22 or hunter2: abc"),
+            "no key *** or ***: abc"
+        );
         assert!(!format!("{hidden:?}").contains("hunter"));
     }
 
     #[test]
     fn values_are_encoded_for_path_and_query_alike() {
-        assert_eq!(percent_encoded("São Paulo/1+1&x"), "S%C3%A3o%20Paulo%2F1%2B1%26x");
+        assert_eq!(
+            percent_encoded("São Paulo/1+1&x"),
+            "S%C3%A3o%20Paulo%2F1%2B1%26x"
+        );
     }
 }

@@ -11,9 +11,11 @@ use crate::stream::{Available, Offsets, StreamOptions, StreamSource};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use bytes::Bytes;
+use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::TryStreamExt;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
@@ -153,7 +155,12 @@ impl Waiting {
             )));
         }
         let (skip, take) = ((from - self.first) as usize, (to - from) as usize);
-        Ok(self.entries.iter().skip(skip).take(take).map(|(entry, _)| entry))
+        Ok(self
+            .entries
+            .iter()
+            .skip(skip)
+            .take(take)
+            .map(|(entry, _)| entry))
     }
 
     /// Forgets the entries before `below`. Returns the summary if there were any.
@@ -171,7 +178,8 @@ impl Waiting {
         if self.first == before {
             return Ok(None);
         }
-        let summary = serde_json::to_vec(&self.marks).map_err(|e| Error::internal(e.to_string()))?;
+        let summary =
+            serde_json::to_vec(&self.marks).map_err(|e| Error::internal(e.to_string()))?;
         Ok(Some((self.first, Bytes::from(summary))))
     }
 
@@ -206,7 +214,10 @@ impl Inbox {
         if records.is_empty() {
             return Ok(());
         }
-        let entries = records.iter().map(Entry::encode).collect::<Result<Vec<_>>>()?;
+        let entries = records
+            .iter()
+            .map(Entry::encode)
+            .collect::<Result<Vec<_>>>()?;
         let _turn = self.turn.lock().await;
         while !self.has_room() {
             self.room.notified().await;
@@ -311,7 +322,9 @@ impl StreamSource for FeedStream {
     }
 
     async fn start(&self) -> Result<Offsets> {
-        Ok(at(self.inbox().map_or(0, |inbox| inbox.waiting.lock().first)))
+        Ok(at(self
+            .inbox()
+            .map_or(0, |inbox| inbox.waiting.lock().first)))
     }
 
     async fn available(&self, from: &Offsets) -> Result<Available> {
@@ -435,13 +448,14 @@ impl SplitReader for EntryReader {
         let mut rows = Rows::new(self.plan.clone(), self.schema(), ctx, metrics)?;
         // Decoded when the rows are wanted.
         let batches = futures::stream::once(async move {
-            let batches = rows.batches(&records, first)?;
-            Ok::<_, Error>(futures::stream::iter(batches.into_iter().map(Ok)))
+            let batches = rows
+                .batches(&records, first)
+                .map_err(DataFusionError::from)?;
+            Ok::<_, DataFusionError>(futures::stream::iter(batches.into_iter().map(Ok)))
         });
-        let batches = futures::TryStreamExt::map_err(batches, Into::into);
         Ok(Box::pin(RecordBatchStreamAdapter::new(
             self.schema(),
-            futures::TryStreamExt::try_flatten(batches),
+            batches.try_flatten(),
         )))
     }
 }
