@@ -87,6 +87,8 @@ pub fn connectors() -> Vec<Arc<dyn Connector>> {
         Arc::new(crate::sources::postgres::Postgres),
         Arc::new(crate::sources::kafka::Kafka),
         Arc::new(crate::sources::files::Files),
+        Arc::new(crate::sources::http::Http),
+        Arc::new(crate::sources::sse::Sse),
         Arc::new(crate::sinks::console::Console),
     ]
 }

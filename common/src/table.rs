@@ -6,7 +6,6 @@ use crate::error::Error;
 use crate::options::Options;
 use crate::scan::ScanExec;
 use crate::scope::JobScope;
-use crate::secret::Secret;
 use crate::session::settings;
 use crate::sink::{SinkCommitExec, SinkWriteExec, StreamInsertExec};
 use crate::stream::StreamSource;
@@ -300,10 +299,11 @@ pub fn spec(command: &CreateExternalTable, location: &str) -> Result<TableSpec, 
         .flatten()
         .map(|index| declared.field(*index).name().clone())
         .collect();
+    let mut options = Options::new(&name, &command.options)?;
     Ok(TableSpec {
         schema: (!declared.fields().is_empty()).then_some(declared),
-        location: Secret::expand(location)?,
-        options: Options::new(&name, &command.options)?,
+        location: options.fill(location)?,
+        options,
         primary_key,
         unbounded: command.unbounded,
         name,
