@@ -89,11 +89,7 @@ def events(count, days, dice):
     authors = [author(number, dice) for number in range(max(20, count // 40))]
     start = datetime(2026, 3, 2, tzinfo=timezone.utc)
     recent = []
-    for number in range(count):
-        # More in the evening than at night.
-        at = start + timedelta(days=days * number / count)
-        if dice.random() > 0.4 + 0.6 * (at.hour / 23) ** 2:
-            at += timedelta(minutes=dice.uniform(0, 20))
+    for number, at in enumerate(arrivals(start, days, count, dice)):
         # Some write much more than others.
         writer = authors[int(len(authors) * dice.random() ** 2)]
         # Toots from elsewhere arrive late: up to 20 minutes.
@@ -107,11 +103,22 @@ def events(count, days, dice):
             yield "update", dice.choice(recent)[1]
         elif chance < 0.06:
             edited = dict(dice.choice(recent)[0])
-            edited["content"] = edited["content"].replace("</p>", " (edited)</p>", 1)
+            edited["content"] = (edited["content"] or "<p></p>").replace("</p>", " (edited)</p>", 1)
             edited["edited_at"] = time_text(at)
             yield "status.update", json.dumps(edited, ensure_ascii=False, separators=(",", ":"))
         elif chance < 0.08:
             yield "delete", recent.pop(dice.randrange(len(recent)))[0]["id"]
+
+
+def arrivals(start, days, count, dice):
+    """`count` times in order: more in the evening than at night, and more towards the weekend."""
+    times = []
+    while len(times) < count:
+        at = start + timedelta(days=dice.uniform(0, days))
+        busy = 0.25 + 0.75 * (1 - abs(at.hour + at.minute / 60 - 18) / 18)
+        if dice.random() < busy * (0.7 + 0.05 * at.weekday()):
+            times.append(at)
+    return sorted(times)
 
 
 def time_text(at):
