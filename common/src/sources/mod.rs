@@ -3,4 +3,5 @@
 pub mod files;
 pub mod generator;
 pub mod kafka;
+pub mod mongodb;
 pub mod postgres;
