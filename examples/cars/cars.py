@@ -23,7 +23,9 @@ def write(path, count, seed=5):
             brand, _, models, new = dice.choice(BRANDS)
             year = min(2024, int(2024 - dice.expovariate(0.25)))
             age = 2024 - year
-            price = max(500, new * dice.uniform(0.7, 1.3) * 0.86**age)
+            fuel = dice.choice(["Petrol", "Petrol", "Diesel", "Hybrid", "Electric"])
+            dear = {"Hybrid": 1.15, "Electric": 1.3}.get(fuel, 1)
+            price = max(500, new * dear * dice.uniform(0.7, 1.3) * 0.86**age)
             rows.writerow([
                 brand,
                 # As the well-known files have it: with a blank before.
@@ -32,7 +34,7 @@ def write(path, count, seed=5):
                 "" if dice.random() < 0.01 else f"{price:.2f}",
                 dice.choice(["Manual", "Automatic", "Semi-Auto"]),
                 int(dice.uniform(5000, 16000) * (age + 0.2)),
-                dice.choice(["Petrol", "Petrol", "Diesel", "Hybrid", "Electric"]),
+                fuel,
                 dice.choice([0, 20, 145, 150]),
                 round(dice.uniform(25, 75), 1),
                 dice.choice([1.0, 1.2, 1.5, 2.0, 3.0]),

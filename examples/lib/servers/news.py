@@ -45,7 +45,8 @@ class News(LocalServer):
 
     def story(self, number):
         dice = random.Random(f"story {number}")
-        brands = dice.sample(BRANDS, k=dice.choice([1, 1, 2]))
+        # Some makers are spoken of more than others.
+        brands = list(dict.fromkeys(dice.choices(BRANDS, range(2, 2 + len(BRANDS)), k=dice.choice([1, 1, 2]))))
         subject = dice.choice(SUBJECTS)
         at = self.start + timedelta(seconds=number * self.period)
         return {
