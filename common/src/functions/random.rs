@@ -9,8 +9,7 @@ use arrow::buffer::NullBuffer;
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Float64Type, Int64Type};
 use datafusion::common::{Result as DFResult, ScalarValue};
 use datafusion::logical_expr::{
-    ColumnarValue, DocSection, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature,
-    Volatility,
+    ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
 use std::sync::{Arc, LazyLock};
 
@@ -73,11 +72,7 @@ impl Random {
         let before = self.before_seeds();
         let wrong = |what: String| Error::invalid(format!("{what}: write {}", self.usage()));
         if given.len() <= before {
-            return Err(wrong(format!(
-                "{}() was given {} arguments, and needs a seed behind the first {before}",
-                self.as_str(),
-                given.len()
-            )));
+            return Err(wrong(format!("{}() needs a seed", self.as_str())));
         }
         let (settings, seeds) = given.split_at(before);
         if let Some(other) = settings.iter().find(|t| !t.is_numeric() && !t.is_null()) {
@@ -193,35 +188,6 @@ impl ScalarUDFImpl for Random {
         }
         let values = self.values(&args.args, args.number_rows)?;
         Ok(ColumnarValue::Array(values))
-    }
-
-    fn documentation(&self) -> Option<&Documentation> {
-        static DOCUMENTATION: LazyLock<[Documentation; 4]> =
-            LazyLock::new(|| Random::ALL.map(Random::document));
-        DOCUMENTATION.get(*self as usize)
-    }
-}
-
-impl Random {
-    fn document(self) -> Documentation {
-        let what = match self {
-            Self::Uniform => {
-                "A random number: from min to max, both included, if they are whole numbers; from min up to max, not included, if they are not."
-            }
-            Self::Normal => "A random DOUBLE of the normal distribution.",
-            Self::RandStr => "A text of so many random letters and digits.",
-            Self::UuidOf => "A random UUID, as text.",
-        };
-        Documentation::builder(
-            DocSection::default(),
-            format!("{what} Equal seeds give equal values."),
-            self.usage(),
-        )
-        .with_argument(
-            "seed",
-            "Numbers, texts or times: such as a row's own seed and a name for the column.",
-        )
-        .build()
     }
 }
 

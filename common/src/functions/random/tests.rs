@@ -40,7 +40,30 @@ async fn values_follow_from_their_seeds_alone() {
     let known = "SELECT uniform(0, 999, value, 'a'), uniform(0, 999, value, 'b'), randstr(12, value), uuid_of(value),
                         uniform(0.0, 1.0, value)
                  FROM range(1, 4) ORDER BY value";
-    assert_eq!(rows(known).await, Vec::<Vec<String>>::new());
+    let wanted = [
+        [
+            "440",
+            "350",
+            "iagAHJLudWhM",
+            "9ecb6160-9c20-4382-a759-99bf76e6341c",
+            "0.7388187843335046",
+        ],
+        [
+            "140",
+            "752",
+            "uQRAtUtDDVci",
+            "7dd8a50a-fd71-4f63-b49d-8ce9795e8a45",
+            "0.034498674430334164",
+        ],
+        [
+            "720",
+            "532",
+            "yPs91xxz3nyL",
+            "90d43e7f-19f2-4447-8c22-a50051205107",
+            "0.14245893430331336",
+        ],
+    ];
+    assert_eq!(rows(known).await, wanted);
 }
 
 #[tokio::test]
@@ -104,8 +127,14 @@ async fn texts_have_their_length_and_uuids_their_form() {
 #[tokio::test]
 async fn wrong_calls_are_refused_by_name() {
     for (call, parts) in [
-        ("uniform(1, 2)", ["uniform()", "needs a seed"]),
-        ("uuid_of()", ["uuid_of", "0"]),
+        (
+            "uniform(1, 2)",
+            ["uniform() needs a seed", "write uniform(min, max, seed"],
+        ),
+        (
+            "uuid_of()",
+            ["uuid_of() needs a seed", "write uuid_of(seed"],
+        ),
         ("normal('a', 1, 2)", ["normal()", "takes numbers"]),
         ("uniform(2, 1, 3)", ["uniform(2, 1, …)", "comes first"]),
         ("randstr(-1, 3)", ["randstr(-1, …)", "0 to 10000"]),

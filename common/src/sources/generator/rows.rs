@@ -68,7 +68,7 @@ impl Rows {
     }
 
     /// The times of a range that [`Self::time`] has times for. It divides once, and adds up from there.
-    fn times(&self, range: &Range) -> TimestampMicrosecondArray {
+    pub fn times(&self, range: &Range) -> TimestampMicrosecondArray {
         let rate = self.rows_per_second;
         let (step, step_rest) = (US_PER_SECOND / rate, US_PER_SECOND % rate);
         let mut time = self.time(range.start_us, range.start).unwrap_or(i64::MAX);
@@ -87,7 +87,7 @@ impl Rows {
     }
 
     /// SplitMix64's numbers, from the table's seed on: no two rows have one seed.
-    fn seeds(&self, range: &Range) -> Int64Array {
+    pub fn seeds(&self, range: &Range) -> Int64Array {
         let first = mixed(self.seed as u64);
         Int64Array::from_iter_values(
             (range.start..range.end)
