@@ -4,6 +4,7 @@
 cache=${ESSAIM_CACHE:-$HOME/.cache/essaim}
 kafka_version=4.2.0
 kafka_libs=$cache/kafka/$kafka_version/libs
+python_env=$cache/python
 
 # The folder of PostgreSQL's server programs, newest version last; empty if there is none.
 # Debian keeps them off PATH because several versions may be installed side by side.
