@@ -40,3 +40,8 @@ fn dirty_sales_are_cleaned_into_two_tables_that_agree_with_postgres_to_the_last_
 {
     run("sales")
 }
+
+#[test]
+fn readings_of_devices_are_exploded_into_files_and_one_that_grows_each_once() -> Result<()> {
+    run("devices")
+}

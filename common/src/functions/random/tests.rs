@@ -44,7 +44,7 @@ async fn values_follow_from_their_seeds_alone() {
         [
             "440",
             "350",
-            "iagAHJLudWhM",
+            "iagAJHLudWhM",
             "9ecb6160-9c20-4382-a759-99bf76e6341c",
             "0.7388187843335046",
         ],
