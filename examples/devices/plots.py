@@ -30,5 +30,5 @@ def draw(merged, folder):
             axes.plot(counts.index, counts[status], label=status, color=colour)
     axes.set(title="Readings a second, by the time of the event", xlabel="seconds since the first event", ylabel="readings a second")
     axes.set_ylim(bottom=0)
-    axes.legend(title="status", frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.12))
+    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.45))
     save(figure, folder, "rates")

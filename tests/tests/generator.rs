@@ -3,10 +3,12 @@
 use anyhow::Result;
 use essaim_proto::v1::JobState;
 use essaim_tests::cluster::{Cluster, MEMORY, shared};
+use essaim_tests::command::essaim;
 use essaim_tests::kafka::Topic;
 use essaim_tests::postgres::Database;
 use essaim_tests::sql::{integers, rows};
 use essaim_tests::{SOON, unique, wait_for};
+use serde_json::json;
 
 /// Events of devices with 0 to 3 readings each, over a generator `numbers`.
 const DEVICES: &str = "CREATE VIEW devices AS
@@ -223,5 +225,26 @@ async fn what_cannot_be_made_is_refused_when_it_is_submitted() -> Result<()> {
             assert!(status.message().contains(part), "{}", status.message());
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_check_has_nothing_to_say_of_a_stream_and_knows_what_is_due() -> Result<()> {
+    let sql = [
+        unbounded("rows_per_second '1'"),
+        "CREATE EXTERNAL TABLE shown STORED AS CONSOLE LOCATION '';
+         INSERT INTO shown SELECT uniform(1, 6, seed) FROM numbers;"
+            .to_owned(),
+    ]
+    .concat();
+    let cluster = shared().await?;
+    let file = cluster.dir().join(unique("job")).with_extension("sql");
+    std::fs::write(&file, sql)?;
+    let arguments = ["check", "--json", &file.to_string_lossy()];
+    let found = essaim(&cluster.url(), &arguments).await?.json()?;
+    assert_eq!(found["findings"], json!([]), "{found:#}");
+    let estimate = &found["estimates"][0];
+    let told = ["table", "connector", "rows"].map(|name| &estimate[name]);
+    assert_eq!(told, [&json!("numbers"), &json!("GENERATOR"), &json!(1)]);
     Ok(())
 }

@@ -95,9 +95,9 @@ fn count(options: &Options, name: &str, text: &str) -> Result<i64> {
 
 /// Microseconds since 1970, UTC.
 fn time(options: &Options, text: &str) -> Result<i64> {
-    let time = string_to_timestamp_nanos(text).map_err(|e| {
+    let time = string_to_timestamp_nanos(text).map_err(|_| {
         options.error(format!(
-            "option start_time '{text}': {e}: write a time such as '2026-01-31T12:00:00Z'"
+            "option start_time '{text}': write a time such as '2026-01-31T12:00:00Z'"
         ))
     })?;
     Ok(time.div_euclid(1000))
