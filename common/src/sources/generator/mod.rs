@@ -71,6 +71,7 @@ impl Connector for Generator {
         }
         options.finish()?;
         let source = Numbers {
+            table: spec.name,
             rows,
             number_of_rows,
             start_us,
@@ -131,6 +132,8 @@ fn streaming(options: &mut Options) -> Result<StreamOptions> {
 /// The master's half.
 #[derive(Debug)]
 struct Numbers {
+    /// The table's name.
+    table: String,
     rows: Rows,
     /// `None` for a stream without an end.
     number_of_rows: Option<i64>,
@@ -165,6 +168,7 @@ impl Source for Numbers {
     fn stream(&self) -> Option<Arc<dyn StreamSource>> {
         let options = self.streaming.clone()?;
         Some(Arc::new(RowStream {
+            table: self.table.clone(),
             rows: self.rows,
             number_of_rows: self.number_of_rows,
             start_us: self.start_us,

@@ -1,6 +1,6 @@
 //! The master's half of an UNBOUNDED generator: an offset is a row's number, and the clock says how many are due.
 //!
-//! When a job began is in the name of its only partition. So it is in the checkpoint wherever a position is, and each
+//! When a job began is in the name of the table's only partition. So it is in the checkpoint wherever a position is, and each
 //! row has the same number and the same time whichever master, worker or attempt makes it.
 
 use super::rows::{self, Range, RowReader, Rows};
@@ -13,14 +13,16 @@ use async_trait::async_trait;
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::sync::Arc;
 
-/// The name of the partition, less the time.
-const SINCE: &str = "since ";
+/// Between the table and the time in the name of the partition.
+const SINCE: &str = " since ";
 /// Rows of an epoch below which they are not cut: fewer are made sooner than a task is sent.
 const LEAST_ROWS: i64 = 1_000;
 
 /// The rows of one table, read continuously.
 #[derive(Debug)]
 pub struct RowStream {
+    /// The table's name.
+    pub table: String,
     pub rows: Rows,
     /// `None` if there is no end.
     pub number_of_rows: Option<i64>,
@@ -40,7 +42,7 @@ impl StreamSource for RowStream {
     }
 
     async fn start(&self) -> Result<Offsets> {
-        Ok(position(Utc::now(), 0))
+        Ok(self.position(Utc::now(), 0))
     }
 
     async fn available(&self, from: &Offsets) -> Result<Available> {
@@ -48,7 +50,7 @@ impl StreamSource for RowStream {
     }
 
     fn splits(&self, from: &Offsets, to: &Offsets, target: usize) -> Result<Vec<Split>> {
-        let ((began, start), (_, end)) = (parse(from)?, parse(to)?);
+        let ((began, start), (_, end)) = (self.parse(from)?, self.parse(to)?);
         if end <= start {
             return Ok(Vec::new());
         }
@@ -59,7 +61,7 @@ impl StreamSource for RowStream {
         };
         let most = (end - start).div_euclid(LEAST_ROWS).max(1);
         let pieces = target.min(usize::try_from(most).unwrap_or(usize::MAX));
-        range.cut(pieces, &name(began))
+        range.cut(pieces, &self.partition(began))
     }
 
     fn reader(&self, projection: &[usize]) -> Result<Arc<dyn SplitReader>> {
@@ -71,7 +73,7 @@ impl StreamSource for RowStream {
 impl RowStream {
     /// The rows that are due by the clock, and never fewer than have been read: the clock may have been set back.
     pub fn available_at(&self, from: &Offsets, now: DateTime<Utc>) -> Result<Available> {
-        let (began, at) = parse(from)?;
+        let (began, at) = self.parse(from)?;
         let after = now
             .timestamp_micros()
             .saturating_sub(began.timestamp_micros());
@@ -79,36 +81,38 @@ impl RowStream {
         let due = self.number_of_rows.map_or(due, |most| due.min(most));
         Ok(Available {
             start: from.clone(),
-            latest: position(began, due.max(at)),
+            latest: self.position(began, due.max(at)),
             lost: 0,
         })
     }
-}
 
-fn name(began: DateTime<Utc>) -> String {
-    format!(
-        "{SINCE}{}",
-        began.to_rfc3339_opts(SecondsFormat::Micros, true)
-    )
-}
+    /// The partition of a job that began then. The table is in its name, because the event times of an epoch are told
+    /// apart by partitions alone.
+    fn partition(&self, began: DateTime<Utc>) -> String {
+        let began = began.to_rfc3339_opts(SecondsFormat::Micros, true);
+        format!("{}{SINCE}{began}", self.table)
+    }
 
-/// The next row to read of a job that began then.
-fn position(began: DateTime<Utc>, row: i64) -> Offsets {
-    Offsets([(name(began), row)].into())
-}
+    /// The next row to read of a job that began then.
+    fn position(&self, began: DateTime<Utc>, row: i64) -> Offsets {
+        Offsets([(self.partition(began), row)].into())
+    }
 
-fn parse(offsets: &Offsets) -> Result<(DateTime<Utc>, i64)> {
-    let mut all = offsets.0.iter();
-    let parsed = match (all.next(), all.next()) {
-        (Some((name, row)), None) => name.strip_prefix(SINCE).and_then(|began| {
-            let began = DateTime::parse_from_rfc3339(began).ok()?;
-            Some((began.to_utc(), *row))
-        }),
-        _ => None,
-    };
-    parsed.ok_or_else(|| {
-        Error::invalid(format!(
-            "the position {offsets:?} is of another source than a generator: a job that reads other tables needs a new name"
-        ))
-    })
+    fn parse(&self, offsets: &Offsets) -> Result<(DateTime<Utc>, i64)> {
+        let mut all = offsets.0.iter();
+        let parsed = match (all.next(), all.next()) {
+            (Some((partition, row)), None) => partition
+                .strip_prefix(&self.table)
+                .and_then(|rest| rest.strip_prefix(SINCE))
+                .and_then(|began| DateTime::parse_from_rfc3339(began).ok())
+                .map(|began| (began.to_utc(), *row)),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            Error::invalid(format!(
+                "the position {:?} is of another source than the generator {}: a job that reads other tables needs a new name",
+                offsets.0, self.table
+            ))
+        })
+    }
 }

@@ -98,6 +98,7 @@ async fn rows_come_by_the_clock_and_not_sooner() {
     let options = [("rows_per_second", "10"), ("number_of_rows", "25")];
     let table = declare(true, &options).await.unwrap();
     let stream = RowStream {
+        table: "t".to_owned(),
         rows: Rows::new(10, 0),
         number_of_rows: Some(25),
         start_us: None,
@@ -106,7 +107,7 @@ async fn rows_come_by_the_clock_and_not_sooner() {
     let start = stream.start().await.unwrap();
     let began: DateTime<Utc> = {
         let name = start.0.keys().next().unwrap();
-        name.strip_prefix("since ").unwrap().parse().unwrap()
+        name.strip_prefix("t since ").unwrap().parse().unwrap()
     };
     let due = |from: &Offsets, ms| {
         let found = stream
