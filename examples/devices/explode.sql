@@ -1,5 +1,5 @@
 -- Events from Kafka, exploded to one row a reading: a new CSV file every 10 seconds, and one merged CSV that grows.
--- What is no event is skipped and counted; `essaim status` shows how many, and the first of them.
+-- What is no event is skipped and counted; `essaim status` shows how many.
 CREATE UNBOUNDED EXTERNAL TABLE device_data (
   "eventId" VARCHAR,
   "eventOffset" BIGINT,
