@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod feeds;
 pub mod http;
 pub mod kafka;
 pub mod load;
