@@ -6,7 +6,7 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test test-containers pages chaos soak lint bench services services-stop setup
+.PHONY: demo test test-containers pages chaos fuzz soak lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
@@ -37,6 +37,11 @@ test-containers: setup pages
 chaos: setup
 	@cargo build --quiet --locked --bin essaim
 	@CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) cargo test --quiet --locked -p essaim-tests --test chaos -- --nocapture
+
+# Random bytes, steered by coverage, into each decoder that reads from the network, for SECONDS each.
+fuzz: SECONDS ?= 60
+fuzz:
+	@scripts/fuzz $(SECONDS) $(ARGS)
 
 # Format, lints, and what may come into the build (deny.toml). Advisories are not checked: their
 # database is a git repository of its own, and a build must not fail because that cannot be reached.

@@ -18,7 +18,7 @@ use essaim_common::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
@@ -108,6 +108,7 @@ impl Journals for TableJournals {
     async fn open(&self) -> Result<(Arc<dyn Journal>, Journaled)> {
         self.opened.store(true, Ordering::Relaxed);
         let place = self.place.clone();
+        let generation = place.generation;
         let found = place.objects.dir.list(&place.root).await?;
         let names = || found.iter().filter_map(|found| place.relative(&found.name));
         let newest = names().filter_map(|name| name.strip_prefix("openings/")?.parse::<u64>().ok());
@@ -140,26 +141,23 @@ impl Journals for TableJournals {
             journaled.summary = parts.pop().map(|(_, bytes)| bytes);
             journaled.first = summary.number;
         }
-        let (content, entries) = place.read_entries(entries, journaled.first).await?;
+        let (mut content, entries) = place.read_entries(entries, journaled.first).await?;
+        content.summaries = summaries;
         journaled.entries = entries;
         place.open(&last, &content).await?;
         let openings = names()
             .filter(|name| name.starts_with("openings/"))
             .filter(|name| *name < place.opening().as_str())
             .map(str::to_owned);
-        let surplus = surplus_summaries
-            .into_iter()
-            .map(|surplus| surplus.below("summaries"))
-            .chain(
-                surplus_entries
-                    .into_iter()
-                    .map(|surplus| surplus.below("entries")),
-            );
-        place.remove(openings.chain(surplus).collect()).await?;
-        let content = Content {
-            summaries,
-            ..content
+        let in_folder = |surplus: Vec<Numbered>, folder: &'static str| {
+            let older = surplus
+                .into_iter()
+                .filter(|surplus| surplus.generation < generation);
+            older.map(move |surplus| surplus.below(folder))
         };
+        let surplus =
+            in_folder(surplus_summaries, "summaries").chain(in_folder(surplus_entries, "entries"));
+        place.remove(openings.chain(surplus).collect()).await?;
         let journal = TableJournal {
             place,
             content: Mutex::new(content),
@@ -345,11 +343,14 @@ impl Place {
     async fn open(&self, last: &Opening, content: &Content) -> Result<()> {
         let mut before = last.before.clone();
         before.insert(last.generation, content.end);
-        before.retain(|generation, _| {
-            let mut entries = content.entries.keys();
-            entries.any(|entries| entries.generation == *generation)
-                || last.generation == *generation
-        });
+        let in_use: BTreeSet<u64> = content
+            .entries
+            .keys()
+            .chain(&content.summaries)
+            .map(|object| object.generation)
+            .collect();
+        before
+            .retain(|generation, _| in_use.contains(generation) || last.generation == *generation);
         let opening = Opening {
             generation: self.generation,
             before,
