@@ -9,6 +9,7 @@ pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod folder;
+pub mod feeds;
 pub mod http;
 pub mod kafka;
 pub mod load;
