@@ -7,7 +7,7 @@ use super::declared::Declared;
 use super::file::FileVersion;
 use super::parquet;
 use super::place::Place;
-use super::reader::{Clock, FileFormat, FileSplit, Rows};
+use super::plan::{Clock, FileFormat, FileSplit, Rows};
 use super::text::TextFile;
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
