@@ -310,6 +310,16 @@ pub fn spec(command: &CreateExternalTable, location: &str) -> Result<TableSpec, 
     })
 }
 
+/// An error that names its table. What comes from the table's options does so already.
+pub(crate) fn of_table(name: &str, error: Error) -> Error {
+    let place = format!("table {name}");
+    if error.to_string().starts_with(&place) {
+        error
+    } else {
+        error.context(place)
+    }
+}
+
 /// Makes tables of one connector.
 #[derive(Debug)]
 pub struct TableFactory(pub Arc<dyn Connector>);
@@ -322,15 +332,7 @@ impl TableProviderFactory for TableFactory {
         command: &CreateExternalTable,
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
-        let named = |error: Error| {
-            let place = format!("table {name}");
-            // What comes from its options names the table already.
-            if error.to_string().starts_with(&place) {
-                error
-            } else {
-                error.context(place)
-            }
-        };
+        let named = |error: Error| of_table(&name, error);
         let [location] = command.locations.as_slice() else {
             return Err(named(Error::invalid("LOCATION takes one text")).into());
         };

@@ -5,5 +5,6 @@ pub mod files;
 pub mod generator;
 pub mod http;
 pub mod kafka;
+pub mod mongodb;
 pub mod postgres;
 pub mod sse;
