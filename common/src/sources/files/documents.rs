@@ -1,4 +1,4 @@
-//! Multi-line JSON and compressed texts as tables: each file is a split, because nobody can begin in its middle.
+//! Files as a table that DataFusion does not read, such as multi-line JSON and compressed texts: each is a split.
 
 use super::declared::Declared;
 use super::place::Place;

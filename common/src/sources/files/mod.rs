@@ -1,7 +1,7 @@
 //! `STORED AS PARQUET | CSV | JSON`: DataFusion reads the files, Essaim's own sink writes them.
 //!
 //! What DataFusion does not read, we do: a folder that is watched ([`watch`]), files that are played ([`replay`]), JSON
-//! documents of several lines and compressed texts ([`documents`]). Their way: [`place`] lists files, [`known`] tells which are new, [`reader`]
+//! documents of several lines, compressed texts and patterns in buckets ([`documents`]). Their way: [`place`] lists files, [`known`] tells which are new, [`reader`]
 //! opens a [`file`] and cuts it into [`records`] or reads [`parquet`].
 
 mod clean;
@@ -68,14 +68,18 @@ impl Connector for Files {
         Ok(Arc::new(FileWriter::decode(encoded)?))
     }
 
-    fn endpoints(&self, spec: TableSpec) -> EssaimResult<Vec<Endpoint>> {
-        let location = spec.location.expose();
-        object_stores::parse(location)?;
-        Ok(vec![Endpoint {
-            connector: NAME.to_owned(),
-            name: format!("files at {}", spec.location),
-            payload: location.as_bytes().to_vec(),
-        }])
+    fn endpoints(&self, mut spec: TableSpec) -> EssaimResult<Vec<Endpoint>> {
+        let archive = spec.options.secret("source_archive_dir");
+        let places = std::iter::once(spec.location).chain(archive);
+        let endpoint = |place: Secret| {
+            object_stores::parse(place.expose())?;
+            Ok(Endpoint {
+                connector: NAME.to_owned(),
+                name: format!("files at {place}"),
+                payload: place.expose().as_bytes().to_vec(),
+            })
+        };
+        places.map(endpoint).collect()
     }
 
     async fn reach(&self, payload: &[u8], _deadline: Duration) -> EssaimResult<String> {
@@ -136,7 +140,10 @@ impl TableProviderFactory for FileTableFactory {
         // A list of files, or a pattern, is only read.
         let location = match command.locations.as_mut_slice() {
             [location] if !location.contains(['*', '?', '[']) => location,
-            _ if is_compressed => return self.own(&name, declared, None).await,
+            // DataFusion knows patterns of plain paths only, and takes those of a URL for the name of a file.
+            [location] if is_compressed || location.contains("://") => {
+                return self.own(&name, declared, None).await;
+            }
             _ => return self.listing(state, &command, name, None).await,
         };
         let place = Place::find(location).await?;
