@@ -5,6 +5,9 @@ cache=${ESSAIM_CACHE:-$HOME/.cache/essaim}
 kafka_version=4.2.0
 kafka_libs=$cache/kafka/$kafka_version/libs
 python_env=$cache/python
+# The last one that stands on a plain PostgreSQL.
+ferretdb_version=v1.24.0
+ferretdb=$cache/tools/bin/ferretdb-$ferretdb_version
 
 # The folder of PostgreSQL's server programs, newest version last; empty if there is none.
 # Debian keeps them off PATH because several versions may be installed side by side.
@@ -24,6 +27,19 @@ java_is_enough() {
   command -v java >/dev/null || return 1
   major=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)
   [ "${major:-0}" -ge 17 ]
+}
+
+# The newest Go there is: on PATH, or where its own archive is unpacked by custom.
+go_bin() {
+  command -v go || { [ -x /usr/local/go/bin/go ] && echo /usr/local/go/bin/go; }
+}
+
+# Succeeds if Go is at least 1.21, from which on it fetches the version that a module asks for.
+go_is_enough() {
+  local go minor
+  go=$(go_bin) || return 1
+  minor=$("$go" version | sed -n 's/.* go1\.\([0-9]*\).*/\1/p')
+  [ "${minor:-0}" -ge 21 ]
 }
 
 # Runs a command quietly; if it fails, prints what it said.

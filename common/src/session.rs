@@ -86,7 +86,10 @@ pub fn connectors() -> Vec<Arc<dyn Connector>> {
         Arc::new(crate::sources::generator::Generator),
         Arc::new(crate::sources::postgres::Postgres),
         Arc::new(crate::sources::kafka::Kafka),
+        Arc::new(crate::sources::mongodb::Mongodb),
         Arc::new(crate::sources::files::Files),
+        Arc::new(crate::sources::http::Http),
+        Arc::new(crate::sources::sse::Sse),
         Arc::new(crate::sinks::console::Console),
     ]
 }

@@ -81,7 +81,7 @@ class Cluster:
     be started again as the same.
     """
 
-    def __init__(self, folder, variables, workers=2, slots=2, memory="1GiB"):
+    def __init__(self, folder, variables, workers=2, slots=2, memory="1GiB", state_dir=None):
         self.program = binary()
         self.folder = Path(folder)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -89,6 +89,8 @@ class Cluster:
         # Settings of the caller's own cluster are not for this one.
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("ESSAIM_")} | variables
         self.slots, self.memory = slots, memory
+        # Where jobs and checkpoints live: a folder, or s3://….
+        self.state_dir = state_dir or str(self.folder / "state")
         self.grpc = self.http = "127.0.0.1:0"
         self.master = None
         self.workers = [None] * workers
@@ -113,14 +115,10 @@ class Cluster:
     def start_master(self):
         """Starts the master, on the ports that it had before."""
         command = [self.program, "master", "--listen", self.grpc, "--http", self.http]
-        command += ["--state-dir", self.state_dir(), "--memory", self.memory]
+        command += ["--state-dir", self.state_dir, "--memory", self.memory]
         self.master = Process("master", command, self.folder, self.env)
         words = self.master.first_line().split()
         self.grpc, self.http = words[3], words[5]
-
-    def state_dir(self):
-        """Where jobs and checkpoints live."""
-        return str(self.folder / "state")
 
     def start_worker(self, number):
         """Starts a worker."""

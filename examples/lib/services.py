@@ -45,6 +45,19 @@ def start():
     return variables
 
 
+def mongodb(database):
+    """The URL of a MongoDB database: on the server that ESSAIM_VAR_MONGODB names, or on that of scripts/services."""
+    url = os.environ.get("ESSAIM_VAR_MONGODB")
+    if not url:
+        scripts_services("start")
+        lines = [line.removeprefix("export ") for line in scripts_services("env").splitlines()]
+        url = dict(line.split("=", 1) for line in lines)["ESSAIM_TEST_MONGODB"]
+    parts = urlsplit(url)
+    # The login stays where it was.
+    query = parts.query or f"authSource={parts.path.strip('/') or 'admin'}"
+    return parts._replace(path=f"/{database}", query=query).geturl()
+
+
 class Postgres:
     """A database of its own for an example, made anew."""
 

@@ -38,8 +38,11 @@ SELECT
 FROM generate_series(1::bigint, :rows) AS n,
   LATERAL (SELECT pick(n, 'product', 60) AS p) AS chosen,
   LATERAL (SELECT
-    DATE '2024-01-01' + pick(n, 'day', 731)::int AS day,
-    (ARRAY['Paris', 'New York', 'São Paulo', 'Genève', 'Den Haag', 'Kraków', 'Lisboa', 'Oslo'])[1 + pick(n, 'store', 8)] AS store,
+    -- One in eight before Christmas.
+    CASE pick(n, 'season', 8) WHEN 0 THEN make_date(2024 + pick(n, 'year', 2)::int, 12, 1 + pick(n, 'day of december', 24)::int)
+      ELSE DATE '2024-01-01' + pick(n, 'day', 731)::int END AS day,
+    -- The first stores sell the most.
+    (ARRAY['Paris', 'New York', 'São Paulo', 'Genève', 'Den Haag', 'Kraków', 'Lisboa', 'Oslo'])[1 + floor(8 * power(pick(n, 'store', 10000) / 10000.0, 1.6))::int] AS store,
     (ARRAY['Chair', 'Table', 'Lamp', 'Shelf', 'Sofa', 'Rug'])[1 + p % 6] || ' ' || chr(65 + (p / 6)::int) AS product,
     (ARRAY['Seating', 'Tables', 'Light', 'Storage', 'Seating', 'Textiles'])[1 + p % 6] AS category,
     ((100 + pick(p, 'list price', 90000) + pick(n, 'price', 500))::numeric / 100)::numeric(10, 2) AS price

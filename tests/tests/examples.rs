@@ -42,6 +42,26 @@ fn dirty_sales_are_cleaned_into_two_tables_that_agree_with_postgres_to_the_last_
 }
 
 #[test]
+fn a_timeline_becomes_tables_as_it_comes_and_a_history() -> Result<()> {
+    run("mastodon")
+}
+
+#[test]
+fn the_topic_and_mongodb_say_the_same_of_the_weather() -> Result<()> {
+    run("weather")
+}
+
+#[test]
+fn cars_that_are_played_meet_the_news_of_their_makers() -> Result<()> {
+    run("cars")
+}
+
+#[test]
+fn snapshots_in_a_bucket_are_read_as_they_appear() -> Result<()> {
+    run("markets")
+}
+
+#[test]
 fn readings_of_devices_are_exploded_into_files_and_one_that_grows_each_once() -> Result<()> {
     run("devices")
 }

@@ -314,7 +314,7 @@ mod tests {
             ]
         );
         let of_all = rows(&format!(
-            "SELECT avg(CAST(t AS DECIMAL(38,18))), avg(CAST(t AS DECIMAL(9,2))), avg(CAST(t AS DOUBLE)) FROM {VALUES}"
+            "SELECT avg(CAST(t AS DECIMAL(38,18))) AS a, avg(CAST(t AS DECIMAL(9,2))) AS b FROM {VALUES}"
         ))
         .await;
         // The sum is 0.01, of 7.

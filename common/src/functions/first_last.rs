@@ -6,14 +6,14 @@
 //! to it.
 
 use arrow::array::{Array, ArrayData, ArrayRef, AsArray, BooleanArray, UInt64Array, make_array};
-use arrow::compute::take;
+use arrow::compute::{interleave, take};
 use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, ScalarValue, internal_datafusion_err};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::AggregateOrderSensitivity;
 use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, GroupsAccumulator, ReversedUDAF,
-    Signature,
+    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, EmitTo, GroupsAccumulator,
+    ReversedUDAF, Signature,
 };
 use std::sync::Arc;
 
@@ -89,10 +89,9 @@ impl AggregateUDFImpl for FirstLast {
     }
 
     fn accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        let of = args.return_field.data_type();
-        if args.order_bys.is_empty() && of.is_nested() {
+        if is_ours(&args) {
             return Ok(Box::new(Kept {
-                none: ScalarValue::try_from(of)?,
+                none: ScalarValue::try_from(args.return_field.data_type())?,
                 value: None,
                 which: self.which,
                 ignore_nulls: args.ignore_nulls,
@@ -102,13 +101,20 @@ impl AggregateUDFImpl for FirstLast {
     }
 
     fn groups_accumulator_supported(&self, args: AccumulatorArgs) -> bool {
-        self.inner.groups_accumulator_supported(args)
+        is_ours(&args) || self.inner.groups_accumulator_supported(args)
     }
 
     fn create_groups_accumulator(
         &self,
         args: AccumulatorArgs,
     ) -> Result<Box<dyn GroupsAccumulator>> {
+        if is_ours(&args) {
+            return Ok(Box::new(KeptGroups::new(
+                args.return_field.data_type(),
+                self.which,
+                args.ignore_nulls,
+            )));
+        }
         self.inner.create_groups_accumulator(args)
     }
 
@@ -145,6 +151,11 @@ impl AggregateUDFImpl for FirstLast {
     }
 }
 
+/// Whether an aggregate is one that DataFusion's would take too much memory for.
+fn is_ours(args: &AccumulatorArgs) -> bool {
+    args.order_bys.is_empty() && !args.is_distinct && args.return_field.data_type().is_nested()
+}
+
 /// One value. Its state is the value and whether there is one, as DataFusion's.
 #[derive(Debug)]
 struct Kept {
@@ -164,7 +175,7 @@ impl Kept {
 
     fn keep(&mut self, values: &ArrayRef, row: Option<usize>) -> Result<()> {
         if let Some(row) = row {
-            self.value = Some(copy(values, row)?);
+            self.value = Some(copy(values, vec![row as u64])?);
         }
         Ok(())
     }
@@ -192,19 +203,13 @@ impl Accumulator for Kept {
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
-        let [values, is_set] = states else {
-            return Err(internal_datafusion_err!(
-                "the state of a first or last value has {} columns",
-                states.len()
-            ));
-        };
+        let (values, is_set) = value_and_flag(states)?;
         if self.is_final() {
             return Ok(());
         }
-        let is_set: &BooleanArray = is_set.as_boolean();
-        let row = self.which.of(values.len(), |row| {
-            is_set.is_valid(row) && is_set.value(row)
-        });
+        let row = self
+            .which
+            .of(values.len(), |row| is_true(Some(is_set), row));
         self.keep(values, row)
     }
 
@@ -225,10 +230,185 @@ impl Accumulator for Kept {
     }
 }
 
-/// One row of `values` in buffers of its own.
-fn copy(values: &ArrayRef, row: usize) -> Result<ArrayRef> {
-    let row = take(values, &UInt64Array::from(vec![row as u64]), None)?;
-    Ok(make_array(without_foreign_buffers(row.to_data())?))
+/// The values of many groups.
+struct KeptGroups {
+    which: Which,
+    ignore_nulls: bool,
+    /// A row that is null, then the rows that were kept of each batch.
+    pieces: Vec<ArrayRef>,
+    /// Rows of all pieces.
+    rows: usize,
+    /// By group: the piece and the row in it.
+    at: Vec<Option<(usize, usize)>>,
+}
+
+/// More rows than twice the groups, and so many more, are gathered anew without those that nobody needs.
+const SPARE_ROWS: usize = 8192;
+
+impl KeptGroups {
+    fn new(of: &DataType, which: Which, ignore_nulls: bool) -> Self {
+        Self {
+            which,
+            ignore_nulls,
+            pieces: vec![new_null_array(of, 1)],
+            rows: 1,
+            at: Vec::new(),
+        }
+    }
+
+    /// Keeps of each group the row that is wanted among those for which `counts` says yes.
+    fn keep(
+        &mut self,
+        values: &ArrayRef,
+        groups: &[usize],
+        total_groups: usize,
+        counts: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        self.at.resize(total_groups.max(self.at.len()), None);
+        let piece = self.pieces.len();
+        let mut rows: Vec<u64> = Vec::new();
+        for (row, group) in groups.iter().enumerate() {
+            if !counts(row) {
+                continue;
+            }
+            let at = &mut self.at[*group];
+            match (self.which, *at) {
+                (Which::First, Some(_)) => {}
+                (Which::Last, Some((of, index))) if of == piece => rows[index] = row as u64,
+                _ => {
+                    *at = Some((piece, rows.len()));
+                    rows.push(row as u64);
+                }
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.rows += rows.len();
+        self.pieces.push(copy(values, rows)?);
+        if self.rows > 2 * self.at.len() + SPARE_ROWS {
+            self.gather()?;
+        }
+        Ok(())
+    }
+
+    /// Makes one piece of all.
+    fn gather(&mut self) -> Result<()> {
+        let all = self.values(&self.at)?;
+        self.rows = 1 + all.len();
+        self.pieces.truncate(1);
+        self.pieces
+            .push(make_array(without_foreign_buffers(all.to_data())?));
+        for (row, at) in self.at.iter_mut().enumerate() {
+            *at = at.map(|_| (1, row));
+        }
+        Ok(())
+    }
+
+    fn values(&self, at: &[Option<(usize, usize)>]) -> Result<ArrayRef> {
+        let pieces: Vec<&dyn Array> = self.pieces.iter().map(AsRef::as_ref).collect();
+        let indices: Vec<_> = at.iter().map(|at| at.unwrap_or((0, 0))).collect();
+        Ok(interleave(&pieces, &indices)?)
+    }
+
+    /// The values of the first groups, which are forgotten, and whether each has one.
+    fn emit(&mut self, emit_to: EmitTo) -> Result<(ArrayRef, BooleanArray)> {
+        let at = emit_to.take_needed(&mut self.at);
+        let values = self.values(&at)?;
+        let is_set = at.iter().map(|at| Some(at.is_some())).collect();
+        if self.at.is_empty() {
+            self.pieces.truncate(1);
+            self.rows = 1;
+        } else if self.rows > 2 * self.at.len() + SPARE_ROWS {
+            self.gather()?;
+        }
+        Ok((values, is_set))
+    }
+}
+
+impl GroupsAccumulator for KeptGroups {
+    fn update_batch(
+        &mut self,
+        values: &[ArrayRef],
+        groups: &[usize],
+        filter: Option<&BooleanArray>,
+        total_groups: usize,
+    ) -> Result<()> {
+        let [values, ..] = values else {
+            return Err(internal_datafusion_err!("a first or last value of nothing"));
+        };
+        let ignore_nulls = self.ignore_nulls;
+        self.keep(values, groups, total_groups, |row| {
+            is_true(filter, row) && (!ignore_nulls || values.is_valid(row))
+        })
+    }
+
+    fn merge_batch(
+        &mut self,
+        states: &[ArrayRef],
+        groups: &[usize],
+        total_groups: usize,
+    ) -> Result<()> {
+        let (values, is_set) = value_and_flag(states)?;
+        self.keep(values, groups, total_groups, |row| {
+            is_true(Some(is_set), row)
+        })
+    }
+
+    fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
+        Ok(self.emit(emit_to)?.0)
+    }
+
+    fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
+        let (values, is_set) = self.emit(emit_to)?;
+        Ok(vec![values, Arc::new(is_set)])
+    }
+
+    fn convert_to_state(
+        &self,
+        values: &[ArrayRef],
+        filter: Option<&BooleanArray>,
+    ) -> Result<Vec<ArrayRef>> {
+        let [values, ..] = values else {
+            return Err(internal_datafusion_err!("a first or last value of nothing"));
+        };
+        let is_set: BooleanArray = (0..values.len())
+            .map(|row| Some(is_true(filter, row) && (!self.ignore_nulls || values.is_valid(row))))
+            .collect();
+        Ok(vec![Arc::clone(values), Arc::new(is_set)])
+    }
+
+    fn size(&self) -> usize {
+        let pieces = self
+            .pieces
+            .iter()
+            .map(|piece| piece.get_array_memory_size());
+        size_of::<Self>()
+            + pieces.sum::<usize>()
+            + self.at.capacity() * size_of::<Option<(usize, usize)>>()
+    }
+}
+
+/// Whether a row passes a filter.
+fn is_true(filter: Option<&BooleanArray>, row: usize) -> bool {
+    filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row))
+}
+
+/// The two columns of a state.
+fn value_and_flag(states: &[ArrayRef]) -> Result<(&ArrayRef, &BooleanArray)> {
+    match states {
+        [values, is_set] => Ok((values, is_set.as_boolean())),
+        _ => Err(internal_datafusion_err!(
+            "the state of a first or last value has {} columns",
+            states.len()
+        )),
+    }
+}
+
+/// Rows of `values` in buffers of their own.
+fn copy(values: &ArrayRef, rows: Vec<u64>) -> Result<ArrayRef> {
+    let rows = take(values, &UInt64Array::from(rows), None)?;
+    Ok(make_array(without_foreign_buffers(rows.to_data())?))
 }
 
 /// `take` copies all but the texts that views point to: those are copied here, at any depth.
@@ -291,6 +471,29 @@ mod tests {
         // " is a long text that no view holds", and the digits of 0 to 17999.
         let digits: i64 = (0..18_000i64).map(|id| id.to_string().len() as i64).sum();
         assert_eq!(letters.value(0), 18_000 * 34 + digits);
+    }
+
+    #[tokio::test]
+    async fn each_group_has_its_own_first_and_last_list() {
+        // Many batches, so that what the last ones replace is dropped on the way.
+        let sql = "SELECT g, first_value(t)[1] AS a, last_value(t)[1] AS b, (first_value(t) FILTER (WHERE n > 50000))[1] AS c
+            FROM (SELECT value AS n, value % 3 AS g, [value] AS t FROM generate_series(0, 99999) AS s(value)) GROUP BY g ORDER BY g";
+        let mut config = SessionConfig::new().with_batch_size(1000);
+        // One after the other, so that it is certain which row is the first.
+        config = config.with_target_partitions(1);
+        let builder = SessionStateBuilder::new().with_config(config);
+        let context = SessionContext::new_with_state(with_essaim(builder).build());
+        let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
+        let column = |index: usize| {
+            batches[0]
+                .column(index)
+                .as_primitive::<arrow::datatypes::Int64Type>()
+                .values()
+                .to_vec()
+        };
+        assert_eq!(column(1), [0, 1, 2]);
+        assert_eq!(column(2), [99_999, 99_997, 99_998]);
+        assert_eq!(column(3), [50_001, 50_002, 50_003]);
     }
 
     #[tokio::test]

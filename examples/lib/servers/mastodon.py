@@ -1,7 +1,7 @@
 """Mastodon's streaming API: `GET /api/v1/streaming/public`, server-sent events, as docs.joinmastodon.org describes it.
 
 Events are `update` (a status), `status.update` (an edited one) and `delete` (an id, no JSON object); comment lines say that
-the connection lives. The first client that connects sets the stream off. Each event has an id, and a client that comes
+the connection lives. The stream sets off when as many clients as are expected have connected. Each event has an id, and a client that comes
 back with `Last-Event-ID` gets what follows it; one that comes back without misses what was sent meanwhile.
 """
 
@@ -16,7 +16,7 @@ TAGS = {
     "en": ["rust", "dataengineering", "climate", "photography", "music", "opensource", "football", "books"],
     "fr": ["données", "climat", "cuisine", "musique", "logiciellibre", "photo"],
     "de": ["datenschutz", "klima", "fußball", "musik", "freiesoftware"],
-    "ja": ["データ", "音楽", "写真"],
+    "ja": ["anime", "jpop", "nihongo"],
     "es": ["datos", "música", "fútbol", "clima"],
 }
 WORDS = {
@@ -33,12 +33,13 @@ ENTITIES = ["&amp;", "&lt;3", "&quot;ok&quot;", "it&#39;s", "&gt;&gt;"]
 class Mastodon(LocalServer):
     """`count` toots of `days` days, sent at `per_second`, with what real timelines have: edits, deletions, repetitions, disorder."""
 
-    def __init__(self, count, per_second, days=7, seed=1, token="local-token"):
+    def __init__(self, count, per_second, days=7, clients=1, seed=1, token="local-token"):
         super().__init__()
         self.token = token
         self.per_second = per_second
         # (event, data as it is sent); its number from 1 is the id.
         self.events = list(events(count, days, random.Random(seed)))
+        self.clients = clients
         self.started = None
         self.connections = 0
         self.routes["/api/v1/streaming/public"] = self.stream
@@ -57,11 +58,9 @@ class Mastodon(LocalServer):
         last = headers.get("Last-Event-ID")
         with self.lock:
             self.connections += 1
-            if self.started is None:
+            if self.connections == self.clients:
                 self.started = time.monotonic()
-                position = 0
-            else:
-                position = int(last) if last else self.sent()
+            position = int(last) if last else self.sent()
         return lambda handler: self.write(handler, position)
 
     def write(self, handler, position):
@@ -90,13 +89,9 @@ def events(count, days, dice):
     authors = [author(number, dice) for number in range(max(20, count // 40))]
     start = datetime(2026, 3, 2, tzinfo=timezone.utc)
     recent = []
-    for number in range(count):
-        # More in the evening than at night.
-        at = start + timedelta(days=days * number / count)
-        if dice.random() > 0.4 + 0.6 * (at.hour / 23) ** 2:
-            at += timedelta(minutes=dice.uniform(0, 20))
+    for number, at in enumerate(arrivals(start, days, count, dice)):
         # Some write much more than others.
-        writer = authors[int(len(authors) * dice.random() ** 3)]
+        writer = authors[int(len(authors) * dice.random() ** 2)]
         # Toots from elsewhere arrive late: up to 20 minutes.
         status = toot(number, at - timedelta(seconds=dice.uniform(0, 1200)), writer, dice)
         line = json.dumps(status, ensure_ascii=False, separators=(",", ":"))
@@ -108,11 +103,22 @@ def events(count, days, dice):
             yield "update", dice.choice(recent)[1]
         elif chance < 0.06:
             edited = dict(dice.choice(recent)[0])
-            edited["content"] = edited["content"].replace("</p>", " (edited)</p>", 1)
+            edited["content"] = (edited["content"] or "<p></p>").replace("</p>", " (edited)</p>", 1)
             edited["edited_at"] = time_text(at)
             yield "status.update", json.dumps(edited, ensure_ascii=False, separators=(",", ":"))
         elif chance < 0.08:
-            yield "delete", dice.choice(recent)[0]["id"]
+            yield "delete", recent.pop(dice.randrange(len(recent)))[0]["id"]
+
+
+def arrivals(start, days, count, dice):
+    """`count` times in order: more in the evening than at night, and more towards the weekend."""
+    times = []
+    while len(times) < count:
+        at = start + timedelta(days=dice.uniform(0, days))
+        busy = 0.25 + 0.75 * (1 - abs(at.hour + at.minute / 60 - 18) / 18)
+        if dice.random() < busy * (0.7 + 0.05 * at.weekday()):
+            times.append(at)
+    return sorted(times)
 
 
 def time_text(at):

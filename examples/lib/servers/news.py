@@ -39,15 +39,14 @@ class News(LocalServer):
         except ValueError:
             raise Refused(422, {"errors": [{"status": "422", "title": "Invalid cursor"}]}) from None
         numbers = range(first, min(first + size, self.there()))
-        answer = {"stories": [self.story(number) for number in numbers]}
-        # No further page: no cursor.
-        if numbers and numbers[-1] + 1 < self.there():
-            answer["next_page_cursor"] = f"after-{numbers[-1] + 1}"
+        # The cursor leads on from the last story, also where there is none yet: who comes back with it gets the new ones.
+        answer = {"stories": [self.story(number) for number in numbers], "next_page_cursor": f"after-{max(first, numbers.stop)}"}
         return answer
 
     def story(self, number):
         dice = random.Random(f"story {number}")
-        brands = dice.sample(BRANDS, k=dice.choice([1, 1, 2]))
+        # Some makers are spoken of more than others.
+        brands = list(dict.fromkeys(dice.choices(BRANDS, range(2, 2 + len(BRANDS)), k=dice.choice([1, 1, 2]))))
         subject = dice.choice(SUBJECTS)
         at = self.start + timedelta(seconds=number * self.period)
         return {

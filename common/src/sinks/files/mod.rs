@@ -65,11 +65,11 @@ impl Format {
 pub struct Layout {
     format: Format,
     /// The codec's name as in OPTIONS, lower case; `None` for the format's own habit.
-    compression: Option<String>,
+    pub(crate) compression: Option<String>,
     /// CSV: whether the first line names the columns.
-    has_header: bool,
+    pub(crate) has_header: bool,
     /// CSV: the byte between two fields.
-    delimiter: u8,
+    pub(crate) delimiter: u8,
 }
 
 impl Layout {

@@ -6,20 +6,10 @@ use crate::sources::postgres::catalog::TableName;
 use crate::sources::postgres::client::{Client, STATEMENT, literal, quote};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use std::time::Duration;
 
 /// The lock under which the sinks create tables: CREATE TABLE IF NOT EXISTS fails when two do it at once.
 pub const CREATE_LOCK: &str =
     "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('essaim create', 0))";
-
-/// Pauses before each question after the fate of a commit: about what a restart of the server takes.
-pub const ASK_AGAIN: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(500),
-    Duration::from_millis(1500),
-    Duration::from_secs(3),
-    Duration::from_secs(5),
-];
 
 /// The row of one INSERT.
 #[derive(Debug, Clone)]

@@ -1,10 +1,11 @@
 //! The sink committer: one transaction moves the staged rows into the target and writes down which run did it.
 
 use super::Mode;
-use super::commits::{ASK_AGAIN, Commits, signed};
+use super::commits::{Commits, signed};
 use super::target::{Target, union};
 use crate::connector::{Begin, Part, SinkCommitter, SinkRun};
 use crate::error::{Error, Result};
+use crate::sinks::again::ASK_AGAIN;
 use crate::sources::postgres::client::{COMMIT, Client, Database, STATEMENT, quote};
 use async_trait::async_trait;
 use sqlx::Row;

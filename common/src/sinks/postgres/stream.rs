@@ -2,11 +2,12 @@
 
 use super::Mode;
 use super::arrays::{Arrays, travels, unnest};
-use super::commits::{ASK_AGAIN, Commits, signed};
+use super::commits::{Commits, signed};
 use super::target::{Target, union};
 use super::writer::{copy, next_rows, staged_columns};
 use crate::connector::SinkRun;
 use crate::error::{Error, Result};
+use crate::sinks::again::again;
 use crate::sources::postgres::client::{Client, Database, IDLE, STATEMENT, literal};
 use crate::sources::postgres::types::Kind;
 use crate::stream::StreamSink;
@@ -145,7 +146,7 @@ impl PostgresStream {
         let mut client = self.connect().await?;
         self.end_sessions(&mut client).await?;
         self.commits.create(&mut client).await?;
-        // A session of another login is waited for until its own deadlines end it: see ASK_AGAIN.
+        // A session of another login is waited for until its own deadlines end it, which `again` goes beyond.
         client.run("SET lock_timeout = '5s'", STATEMENT).await?;
         let committed = self.commits.claim(&mut client).await?;
         client.run("RESET lock_timeout", STATEMENT).await?;
@@ -281,19 +282,6 @@ impl PostgresStream {
             .explain(error, &mut client, &from, parameters)
             .await
     }
-}
-
-/// Tries until the server is there, about as long as its restart takes.
-async fn again<T, F: Future<Output = Result<T>>>(mut attempt: impl FnMut() -> F) -> Result<T> {
-    let mut last = Error::internal("nothing was tried");
-    for pause in ASK_AGAIN {
-        tokio::time::sleep(pause).await;
-        match attempt().await {
-            Err(error) if error.is_transient() => last = error,
-            done => return done,
-        }
-    }
-    Err(last)
 }
 
 /// `essaim JOB_QUERY g`; the generation follows. The server cuts a name after 63 bytes, which leaves 22 digits.
