@@ -5,12 +5,9 @@ cache=${ESSAIM_CACHE:-$HOME/.cache/essaim}
 kafka_version=4.2.0
 kafka_libs=$cache/kafka/$kafka_version/libs
 python_env=$cache/python
-<<<<<<< HEAD
 # The last one that stands on a plain PostgreSQL.
 ferretdb_version=v1.24.0
 ferretdb=$cache/tools/bin/ferretdb-$ferretdb_version
-=======
->>>>>>> filestream
 
 # The folder of PostgreSQL's server programs, newest version last; empty if there is none.
 # Debian keeps them off PATH because several versions may be installed side by side.

@@ -8,6 +8,9 @@
 //! | `/events` | server-sent events, from the first one or behind `Last-Event-ID` |
 //! | `/elsewhere` | a redirection to another server |
 
+mod events;
+
+use crate::certificates::Certificates;
 use anyhow::Result;
 use axum::Router;
 use axum::body::Body;
@@ -19,20 +22,20 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use bytes::Bytes;
-use futures::Stream;
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::task::AbortOnDropHandle;
-
-/// How often a comment comes on a stream of events.
-const HEARTBEAT: Duration = Duration::from_millis(100);
 
 /// A request that has come.
 #[derive(Debug, Clone)]
@@ -49,6 +52,20 @@ impl Request {
     pub fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default()
+    }
+}
+
+/// The way to a server by TLS. Dropping it ends its connections.
+#[derive(Debug)]
+pub struct Secured {
+    address: SocketAddr,
+    _forwarding: AbortOnDropHandle<()>,
+}
+
+impl Secured {
+    /// A URL of the server behind.
+    pub fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.address)
     }
 }
 
@@ -123,7 +140,7 @@ impl Feeds {
             .route("/link/{name}", any(by_link))
             .route("/page/{name}", any(by_number))
             .route("/cursor/{name}", any(by_cursor))
-            .route("/events", any(events))
+            .route("/events", any(events::events))
             .route(
                 "/elsewhere",
                 any(async || {
@@ -145,6 +162,39 @@ impl Feeds {
             address,
             inner,
             _serving: AbortOnDropHandle::new(serving),
+        })
+    }
+
+    /// Opens a port with the certificate `server`, for 127.0.0.1.
+    ///
+    /// # Errors
+    /// The certificate cannot be read; no port is free.
+    pub async fn secure(&self, certificates: &Certificates) -> Result<Secured> {
+        let chain = CertificateDer::pem_file_iter(certificates.certificate("server"))?;
+        let chain = chain.collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_file(certificates.key("server"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (address, behind) = (listener.local_addr()?, self.address);
+        let forwarding = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    let mut client = acceptor.accept(client).await?;
+                    let mut server = TcpStream::connect(behind).await?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Ok(Secured {
+            address,
+            _forwarding: AbortOnDropHandle::new(forwarding),
         })
     }
 
@@ -386,85 +436,6 @@ async fn by_cursor(
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }
-}
-
-async fn events(State(server): Server, headers: HeaderMap) -> Response {
-    let last = headers
-        .get("last-event-id")
-        .and_then(|id| id.to_str().ok()?.parse().ok());
-    let stream = connection(server, last.unwrap_or(0));
-    (
-        [(CONTENT_TYPE, "text/event-stream")],
-        Body::from_stream(stream),
-    )
-        .into_response()
-}
-
-/// The events behind position `from`, until the connection is cut.
-fn connection(server: Arc<Inner>, from: usize) -> impl Stream<Item = io::Result<Bytes>> {
-    struct Connection {
-        server: Arc<Inner>,
-        changed: watch::Receiver<u64>,
-        cuts: u64,
-        next: usize,
-        sent: usize,
-        begun: bool,
-        dead: bool,
-    }
-    let changed = server.changed.subscribe();
-    let cuts = *changed.borrow();
-    let connection = Connection {
-        cuts,
-        server,
-        changed,
-        next: from,
-        sent: 0,
-        begun: false,
-        dead: false,
-    };
-    let cut = || Some(Err(io::Error::other("cut")));
-    futures::stream::unfold(connection, move |mut at| async move {
-        if at.dead {
-            return None;
-        }
-        if !at.begun {
-            at.begun = true;
-            return Some((Ok(Bytes::from_static(b"retry: 20\n\n:thump\n")), at));
-        }
-        loop {
-            let (event, cut_after, silent) = {
-                let content = at.server.content();
-                (
-                    content.events.get(at.next).cloned(),
-                    content.cut_after,
-                    content.silent,
-                )
-            };
-            if *at.changed.borrow_and_update() != at.cuts {
-                at.dead = true;
-                return cut().map(|cut| (cut, at));
-            }
-            if let Some(event) = event.filter(|_| !silent) {
-                let id = at.next + 1;
-                let data = event.data.replace('\n', "\ndata: ");
-                let mut text = format!("event: {}\nid: {id}\ndata: {data}\n\n", event.event);
-                if cut_after > 0 && at.sent >= cut_after {
-                    // In the middle of its data, and then nothing.
-                    text.truncate(text.len() - data.len() / 2 - 2);
-                    at.cuts = u64::MAX;
-                    return Some((Ok(Bytes::from(text)), at));
-                }
-                (at.next, at.sent) = (id, at.sent + 1);
-                return Some((Ok(Bytes::from(text)), at));
-            }
-            match tokio::time::timeout(HEARTBEAT, at.changed.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return None,
-                Err(_) if silent => {}
-                Err(_) => return Some((Ok(Bytes::from_static(b":thump\n")), at)),
-            }
-        }
-    })
 }
 
 /// Bytes as gzip (RFC 1952) without any packing: stored blocks (RFC 1951, section 3.2.4).
