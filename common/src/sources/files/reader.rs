@@ -115,6 +115,7 @@ impl SplitReader for FileReader {
             bad_records: ctx.session_config().get_extension(),
             row: split.rows.map_or(0, |rows| rows.first),
             rows: split.rows,
+            entry: split.rows,
             files: split.files.into(),
             open: None,
             records: Slices::default(),
@@ -166,6 +167,8 @@ struct Scan {
     /// The number of the next file's first row.
     row: u64,
     rows: Option<Rows>,
+    /// The same until the first file is opened.
+    entry: Option<Rows>,
     files: VecDeque<FileVersion>,
     open: Option<Open>,
     records: Slices,
@@ -272,11 +275,9 @@ impl Scan {
             }
             FileFormat::Json { .. } | FileFormat::Csv(_) => {
                 // Only the first file is entered in its middle.
-                let range = self
-                    .rows
-                    .filter(|rows| rows.first == self.row && rows.byte > 0);
+                let entry = self.entry.take().filter(|rows| rows.byte > 0);
                 let (storage, plan) = (&self.storage, &self.plan);
-                match range {
+                match entry {
                     Some(rows) => {
                         let range = rows.byte..rows.until.unwrap_or(file.size);
                         TextFile::open_range(storage, plan, file, range).await?

@@ -277,3 +277,7 @@ impl StreamSource for Replay {
         self.declared.reader(projection)
     }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;
