@@ -1,6 +1,6 @@
 //! Files, streams, sinks and checkpoints on S3: a real server of its protocol, and a connection that breaks.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use essaim_proto::v1::JobState;
 use essaim_tests::cluster::{Cluster, MEMORY};
 use essaim_tests::proxy::Proxy;

@@ -140,7 +140,7 @@ async fn a_stream_of_files_is_not_written() -> Result<()> {
     let context = context()?;
     let create = "CREATE UNBOUNDED EXTERNAL TABLE out (value BIGINT) STORED AS CSV LOCATION '/tmp/essaim-never-made/'";
     context.sql(create).await?;
-    let insert = context.sql("INSERT INTO out SELECT 1").await?;
+    let insert = context.sql("INSERT INTO out (value) SELECT 1").await?;
     let error = insert.create_physical_plan().await.unwrap_err().to_string();
     let wanted = "an UNBOUNDED table of FILES is only a source";
     assert!(error.contains(wanted), "{error}");
