@@ -75,7 +75,8 @@ def pipeline(run):
     run.services()
     wanted = SNAPSHOTS_SHORT if run.short else SNAPSHOTS
     bucket = "essaim-markets"
-    days = wanted / 96
+    # A little more than the prices.
+    days = wanted * 1.15 / 96
     with s3.server() as variables, CoinGecko(PERIOD, limit=(20, 1)) as market, Mastodon(int(1500 * days), int(1500 / 96 / PERIOD), days) as timeline:
         store = s3.client(variables)
         store.create_bucket(Bucket=bucket)

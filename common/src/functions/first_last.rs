@@ -5,7 +5,9 @@
 //! group: 4,000 groups out of one batch of 2 MB are 8 GB to the memory pool, and the query fails. Everything else is left
 //! to it.
 
-use arrow::array::{Array, ArrayData, ArrayRef, AsArray, BooleanArray, UInt64Array, make_array};
+use arrow::array::{
+    Array, ArrayData, ArrayRef, AsArray, BooleanArray, UInt64Array, make_array, new_null_array,
+};
 use arrow::compute::{interleave, take};
 use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, ScalarValue, internal_datafusion_err};

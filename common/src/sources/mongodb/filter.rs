@@ -306,7 +306,7 @@ mod tests {
             (!col("b"), r#"{"b":false}"#),
             (
                 col("f").gt(lit(0.5)),
-                r#"{"f":{"$type":"number","$not":{"$lt":0.5}}}"#,
+                r#"{"f":{"$not":{"$lt":0.5},"$type":"number"}}"#,
             ),
             (
                 col("data").field("t").lt_eq(lit(0.5)),

@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use crate::secret::Secret;
 use mongodb::options::{AuthMechanism, ConnectionString, HostInfo, Tls};
 
+const MECHANISMS: &str = "SCRAM-SHA-256, SCRAM-SHA-1, PLAIN or MONGODB-X509";
+
 /// Where a LOCATION leads, without its login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -33,7 +35,9 @@ pub fn check(location: &Secret) -> Result<Place> {
         return Err(wrong(""));
     }
     let parsed = ConnectionString::parse(text).map_err(|_| match text.contains('?') {
-        true => wrong(", with the parameters of a MongoDB connection string"),
+        true => wrong(&format!(
+            ", with the parameters of a MongoDB connection string (authMechanism: {MECHANISMS})"
+        )),
         false => wrong(""),
     })?;
     let database = parsed
@@ -61,9 +65,9 @@ pub fn check(location: &Secret) -> Result<Place> {
                 | AuthMechanism::MongoDbX509
         )
     ) {
-        return Err(Error::invalid(
-            "authMechanism in the LOCATION: write SCRAM-SHA-256, SCRAM-SHA-1, PLAIN or MONGODB-X509",
-        ));
+        return Err(Error::invalid(format!(
+            "authMechanism in the LOCATION: write {MECHANISMS}"
+        )));
     }
     if let Some(Tls::Enabled(tls)) = parsed.tls {
         let files = [

@@ -157,24 +157,22 @@ impl Scan {
             .find(self.reader.query(range)?)
             .projection(self.reader.projection())
             .batch_size(u32::try_from(self.batch_size).unwrap_or(u32::MAX));
-        if let Some(limit) = self.reader.limit {
-            // A limit of 0 would mean none.
-            let Some(limit) = i64::try_from(limit).ok().filter(|limit| *limit > 0) else {
-                return Ok(());
-            };
-            find = find.limit(limit);
+        let wanted = self.reader.limit.unwrap_or(usize::MAX);
+        // Of a server's limit those that are skipped would be a part; and a limit of 0 would mean none.
+        if let (Some(limit @ 1..), OnError::Fail) = (self.reader.limit, self.reader.on_error) {
+            find = find.limit(i64::try_from(limit).unwrap_or(i64::MAX));
         }
         let mut cursor = connected.within(SCAN, find).await?;
         let mut decoder = Decoder::new(self.reader.schema());
-        while connected.within(SCAN, cursor.advance()).await? {
+        let mut rows = 0;
+        while rows < wanted && connected.within(SCAN, cursor.advance()).await? {
             let document = cursor.current();
             self.counts.rows_in.add(1);
             self.counts.bytes_in.add(document.as_bytes().len());
-            if let Err(conflict) = decoder.push(document) {
-                match self.reader.on_error {
-                    OnError::Fail => return Err(refused(document, &conflict)),
-                    OnError::Skip => self.counts.records_skipped.add(1),
-                }
+            match (decoder.push(document), self.reader.on_error) {
+                (Ok(()), _) => rows += 1,
+                (Err(conflict), OnError::Fail) => return Err(refused(document, &conflict)),
+                (Err(_), OnError::Skip) => self.counts.records_skipped.add(1),
             }
             if decoder.rows() == self.batch_size
                 && self.batches.send(Ok(decoder.finish()?)).await.is_err()
