@@ -13,7 +13,6 @@ use crate::connector::{
 use crate::error::Result;
 use crate::options::Options;
 use crate::scan::project_schema;
-use crate::sources::kafka::client::duration_ms;
 use crate::stream::{StreamOptions, StreamSource};
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
 use arrow::datatypes::SchemaRef;
@@ -105,16 +104,7 @@ fn time(options: &Options, text: &str) -> Result<i64> {
 }
 
 fn streaming(options: &mut Options) -> Result<StreamOptions> {
-    let delay = match options.text("watermark_delay") {
-        None => 0,
-        Some(text) => duration_ms(&text)
-            .and_then(|ms| i64::try_from(ms).ok())
-            .ok_or_else(|| {
-                options.error(format!(
-                    "option watermark_delay '{text}': write an interval such as '10 seconds'"
-                ))
-            })?,
-    };
+    let delay = options.duration_ms("watermark_delay")?.unwrap_or(0);
     let max_offsets_per_trigger = options.parsed("max_offsets_per_trigger")?;
     if max_offsets_per_trigger == Some(0) {
         return Err(options.error(
