@@ -60,12 +60,14 @@ pub fn server_error(code: i32, message: &str, place: &str) -> Error {
         // Elections, shutdowns, lost cursors, time limits, conflicts.
         6 | 7 | 43 | 50 | 64 | 89 | 91 | 112 | 134 | 136 | 175 | 189 | 237 | 262 | 290 | 9001
         | 10058 | 10107 | 11600..=11602 | 13388 | 13435 | 13436 => ErrorKind::Unavailable,
+        // FerretDB lets PostgreSQL look at the login, at the first command, and calls its refusal an internal error.
+        1 if message.contains("SQLSTATE 28") => ErrorKind::Invalid,
         1 | 8 => ErrorKind::Internal,
         _ => ErrorKind::Invalid,
     };
     let hint = match code {
         13 => ". Grant the login the role it lacks: read for a source, readWrite for a sink",
-        18 => ". Check user, password and authSource in the LOCATION",
+        1 | 18 if kind == ErrorKind::Invalid => ". Check user, password and authSource in the LOCATION",
         _ => "",
     };
     Error::new(kind, format!("{place}: {} (code {code}){hint}", redact(message)))
