@@ -74,7 +74,8 @@ async fn nested_rows_written_are_read_back() -> Result<()> {
 async fn an_upsert_replaces_by_key_and_makes_its_index() -> Result<()> {
     let database = Database::create().await?;
     let client = cluster::shared().await?.client().await?;
-    let table = database.declare("t", "", "t", ", mode 'upsert', key 'k,day'");
+    let columns = "(k VARCHAR, day BIGINT, n BIGINT)";
+    let table = database.declare("t", columns, "t", ", mode 'upsert', key 'k,day'");
     let insert = |values: &str| format!("{table} INSERT INTO t SELECT * FROM (VALUES {values}) AS v (k, day, n)");
     client.query(&insert("('a', 1, 1), ('b', 1, 2)")).await?;
     database
