@@ -6,13 +6,19 @@ export ESSAIM_CACHE CARGO_TARGET_DIR
 
 cargo_deny := $(ESSAIM_CACHE)/tools/bin/cargo-deny
 
-.PHONY: demo test test-containers pages chaos soak lint bench services services-stop setup
+.PHONY: demo examples test test-containers pages chaos fuzz soak lint bench services services-stop setup
 
 # The demo; ARGS are passed on to it.
 demo:
 	@scripts/setup demo
 	@[ -x "$(CARGO_TARGET_DIR)/debug/essaim" ] || echo "Building Essaim: minutes, the first time only."
 	@cargo run --quiet --bin essaim -- demo $(ARGS)
+
+# The pipelines of examples/, from nothing to their plots, a line each; ARGS name some: `make examples ARGS="sales weather"`.
+examples: ARGS ?= $(patsubst examples/%/run,%,$(wildcard examples/*/run))
+examples: services
+	@cargo build --quiet --locked --bin essaim
+	@for example in $(ARGS); do ESSAIM_BIN="$(CARGO_TARGET_DIR)/debug/essaim" examples/$$example/run --quiet || exit; done
 
 # Every test, against a private PostgreSQL and Kafka that stay up for the next time.
 # ARGS are cargo test's: `make test ARGS="-p essaim-common decimal"`.
@@ -37,6 +43,11 @@ test-containers: setup pages
 chaos: setup
 	@cargo build --quiet --locked --bin essaim
 	@CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) cargo test --quiet --locked -p essaim-tests --test chaos -- --nocapture
+
+# Random bytes, steered by coverage, into each decoder that reads from the network, for SECONDS each.
+fuzz: SECONDS ?= 60
+fuzz:
+	@scripts/fuzz $(SECONDS) $(ARGS)
 
 # Format, lints, and what may come into the build (deny.toml). Advisories are not checked: their
 # database is a git repository of its own, and a build must not fail because that cannot be reached.

@@ -4,6 +4,7 @@
 cache=${ESSAIM_CACHE:-$HOME/.cache/essaim}
 kafka_version=4.2.0
 kafka_libs=$cache/kafka/$kafka_version/libs
+python_env=$cache/python
 # The last one that stands on a plain PostgreSQL.
 ferretdb_version=v1.24.0
 ferretdb=$cache/tools/bin/ferretdb-$ferretdb_version

@@ -42,8 +42,8 @@ pub trait Journal: Debug + Send + Sync {
     /// than [`MAX_ENTRY_BYTES`] (`Invalid`).
     async fn append(&self, entries: &[Bytes]) -> Result<i64>;
 
-    /// Forgets the entries before `below`, and keeps `summary` in their stead: what the source must know of them.
-    /// Entries may be kept longer than asked for, and come back after a restart; the summary then is an older one.
+    /// Forgets the entries before `below`, and keeps `summary` in their stead: what the source must know of them. The
+    /// next start finds the summary and the entries from `below` on, or, after a failure here, what the call before left.
     ///
     /// # Errors
     /// As `append`.

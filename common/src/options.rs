@@ -3,6 +3,7 @@
 use crate::access::access;
 use crate::error::{Error, Result};
 use crate::secret::{Secret, fill};
+use arrow::compute::kernels::cast_utils::parse_interval_month_day_nano;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
@@ -33,17 +34,32 @@ impl Options {
         for (name, value) in values {
             // DataFusion puts a name without a dot into its namespace `format`.
             let name = name.strip_prefix("format.").unwrap_or(name);
-            let filled = fill(value, |variable| {
-                let value = access().variable(variable)?;
-                let hidden = (variable.to_owned(), Secret::new(value.as_str()));
-                options.variables.push(hidden);
-                Ok(value)
-            })
-            .map_err(|e| e.context(format!("table {table}, option {name}")))?;
-            let value = Secret::new(filled);
+            let value = options
+                .fill(value)
+                .map_err(|e| e.context(format!("table {table}, option {name}")))?;
             options.values.insert(name.to_ascii_lowercase(), value);
         }
         Ok(options)
+    }
+
+    /// Fills in every `${VAR}` of a text that stands beside the options, such as LOCATION. Errors of the options show
+    /// none of the values from then on.
+    ///
+    /// # Errors
+    /// A variable that is not set or not for jobs, or a `${` without its `}`.
+    pub fn fill(&mut self, text: &str) -> Result<Secret> {
+        let filled = fill(text, |variable| {
+            let value = access().variable(variable)?;
+            let hidden = (variable.to_owned(), Secret::new(value.as_str()));
+            self.variables.push(hidden);
+            Ok(value)
+        })?;
+        Ok(Secret::new(filled))
+    }
+
+    /// The values that were filled in for variables, which must not be shown.
+    pub fn filled_in(&self) -> impl Iterator<Item = &Secret> {
+        self.variables.iter().map(|(_, value)| value)
     }
 
     /// Takes a text.
@@ -81,6 +97,37 @@ impl Options {
                     .map_err(|e| self.error(format!("option {name} '{text}': {e}")))
             })
             .transpose()
+    }
+
+    /// Takes a duration such as `10 seconds`, in ms.
+    ///
+    /// # Errors
+    /// No duration.
+    pub fn duration_ms(&mut self, name: &'static str) -> Result<Option<i64>> {
+        let Some(text) = self.text(name) else {
+            return Ok(None);
+        };
+        let ms = duration_ms(&text).and_then(|ms| i64::try_from(ms).ok());
+        ms.map(Some).ok_or_else(|| self.not_a_duration(name, &text))
+    }
+
+    /// Takes a duration that is longer than 0, in ms.
+    ///
+    /// # Errors
+    /// No duration, or 0.
+    pub fn timeout_ms(&mut self, name: &'static str, default: u64) -> Result<u64> {
+        match self.text(name) {
+            Some(text) => duration_ms(&text)
+                .filter(|ms| *ms > 0)
+                .ok_or_else(|| self.not_a_duration(name, &text)),
+            None => Ok(default),
+        }
+    }
+
+    fn not_a_duration(&self, name: &str, text: &str) -> Error {
+        self.error(format!(
+            "option {name} '{text}' is no duration: write for example '10 seconds' or '500 milliseconds'"
+        ))
     }
 
     /// Takes one of some words, in any case; the first one is the default.
@@ -174,9 +221,32 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, known)| known)
 }
 
+/// Milliseconds of a text such as `10 seconds` or `500 milliseconds`; `None` for anything else or a negative one.
+pub fn duration_ms(text: &str) -> Option<u64> {
+    // Not as days and ms, of which more than 24 days' worth does not fit.
+    let interval = parse_interval_month_day_nano(text).ok()?;
+    let (days, nanos) = (i64::from(interval.days), interval.nanoseconds);
+    if interval.months != 0 || nanos % 1_000_000 != 0 {
+        return None;
+    }
+    u64::try_from(days * 86_400_000 + nanos / 1_000_000).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_may_be_as_long_as_a_month() {
+        assert_eq!(duration_ms("10 seconds"), Some(10_000));
+        assert_eq!(duration_ms("500 milliseconds"), Some(500));
+        assert_eq!(duration_ms("1 day 1 second"), Some(86_401_000));
+        assert_eq!(duration_ms("720 hours"), Some(30 * 86_400_000));
+        assert_eq!(duration_ms("5015301743 ms"), Some(5_015_301_743));
+        for wrong in ["1 month", "-1 second", "0.1 milliseconds", "soon"] {
+            assert_eq!(duration_ms(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn a_mistyped_option_gets_a_suggestion() {

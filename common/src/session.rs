@@ -88,6 +88,8 @@ pub fn connectors() -> Vec<Arc<dyn Connector>> {
         Arc::new(crate::sources::kafka::Kafka),
         Arc::new(crate::sources::mongodb::Mongodb),
         Arc::new(crate::sources::files::Files),
+        Arc::new(crate::sources::http::Http),
+        Arc::new(crate::sources::sse::Sse),
         Arc::new(crate::sinks::console::Console),
     ]
 }
@@ -168,6 +170,9 @@ pub fn with_essaim(builder: SessionStateBuilder) -> SessionStateBuilder {
     }
     {
         let known = builder.aggregate_functions().get_or_insert_default();
+        let ours = crate::functions::aggregate_functions();
+        known.retain(|f| ours.iter().all(|of_ours| of_ours.name() != f.name()));
+        known.extend(ours);
         let names: std::collections::HashSet<String> =
             known.iter().map(|f| f.name().to_owned()).collect();
         known.extend(
@@ -176,6 +181,11 @@ pub fn with_essaim(builder: SessionStateBuilder) -> SessionStateBuilder {
                 .filter(|f| !names.contains(f.name())),
         );
     }
+    // The first planner that knows an expression plans it.
+    builder
+        .expr_planners()
+        .get_or_insert_default()
+        .insert(0, Arc::new(crate::functions::list_field::ListFieldPlanner));
     let factories = builder.table_factories().get_or_insert_default();
     for connector in connectors() {
         factories.insert(

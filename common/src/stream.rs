@@ -3,7 +3,8 @@
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::journal::Journals;
-use arrow::datatypes::SchemaRef;
+use crate::options::Options;
+use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
 use serde::{Deserialize, Serialize};
@@ -70,8 +71,8 @@ pub trait StreamSource: Debug + Send + Sync {
     /// A projection of columns that are not there.
     fn reader(&self, projection: &[usize]) -> Result<Arc<dyn SplitReader>>;
 
-    /// All sinks have what lies before `offsets`, and no epoch reads it again: the source may forget it, or clean up. Not
-    /// called for every epoch; called again after a restart.
+    /// All sinks have what lies before `offsets`, and no epoch reads it again: the source may forget it, or clean up.
+    /// Called only for sources that have opened a journal, beside the epochs, and not for each of them.
     ///
     /// # Errors
     /// What could not be cleaned up. It is logged, and the job goes on.
@@ -92,6 +93,52 @@ pub struct StreamOptions {
     pub idle_timeout_ms: Option<i64>,
     /// Offsets that one epoch takes from all partitions together, at most.
     pub max_offsets_per_trigger: Option<u64>,
+}
+
+impl StreamOptions {
+    /// Takes the options of a table with these columns: `event_time`, `watermark_delay`, `idle_timeout` and
+    /// `max_offsets_per_trigger`.
+    ///
+    /// # Errors
+    /// A value that is wrong; a column that is not there or is no TIMESTAMP.
+    pub fn take(options: &mut Options, schema: Option<&SchemaRef>) -> Result<Self> {
+        let watermark_delay = options.duration_ms("watermark_delay")?;
+        let idle_timeout_ms = options.duration_ms("idle_timeout")?;
+        let max_offsets_per_trigger = options.parsed("max_offsets_per_trigger")?;
+        if max_offsets_per_trigger == Some(0) {
+            return Err(options.error(
+                "option max_offsets_per_trigger '0': nothing would ever be read; write at least 1",
+            ));
+        }
+        let event_time = match options.text("event_time") {
+            None => None,
+            Some(name) => {
+                let (index, field) = schema
+                    .and_then(|schema| schema.column_with_name(&name))
+                    .ok_or_else(|| {
+                        options.error(format!(
+                            "option event_time '{name}': there is no such column"
+                        ))
+                    })?;
+                if !matches!(field.data_type(), DataType::Timestamp(..)) {
+                    return Err(options.error(format!(
+                        "option event_time '{name}': the column has the type {}, declare it TIMESTAMP",
+                        field.data_type()
+                    )));
+                }
+                Some(index)
+            }
+        };
+        if watermark_delay.is_some() && event_time.is_none() {
+            return Err(options.error("watermark_delay needs event_time: name the column"));
+        }
+        Ok(Self {
+            event_time,
+            watermark_delay_ms: watermark_delay.unwrap_or(0),
+            idle_timeout_ms,
+            max_offsets_per_trigger,
+        })
+    }
 }
 
 /// Which rows of a result an epoch hands to its sink: Spark's output modes.

@@ -6,7 +6,6 @@ use crate::error::Error;
 use crate::options::Options;
 use crate::scan::ScanExec;
 use crate::scope::JobScope;
-use crate::secret::Secret;
 use crate::session::settings;
 use crate::sink::{SinkCommitExec, SinkWriteExec, StreamInsertExec};
 use crate::stream::StreamSource;
@@ -273,8 +272,13 @@ impl TableProvider for Table {
         insert_op: InsertOp,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(sink) = &self.table.sink else {
+            let unbounded = if self.unbounded {
+                "an UNBOUNDED table of "
+            } else {
+                ""
+            };
             return Err(Error::invalid(format!(
-                "table {} cannot be written: {} is only a source",
+                "table {} cannot be written: {unbounded}{} is only a source",
                 self.name, self.connector
             ))
             .into());
@@ -300,14 +304,25 @@ pub fn spec(command: &CreateExternalTable, location: &str) -> Result<TableSpec, 
         .flatten()
         .map(|index| declared.field(*index).name().clone())
         .collect();
+    let mut options = Options::new(&name, &command.options)?;
     Ok(TableSpec {
         schema: (!declared.fields().is_empty()).then_some(declared),
-        location: Secret::expand(location)?,
-        options: Options::new(&name, &command.options)?,
+        location: options.fill(location)?,
+        options,
         primary_key,
         unbounded: command.unbounded,
         name,
     })
+}
+
+/// An error that names its table. What comes from the table's options does so already.
+pub(crate) fn of_table(name: &str, error: Error) -> Error {
+    let place = format!("table {name}");
+    if error.to_string().starts_with(&place) {
+        error
+    } else {
+        error.context(place)
+    }
 }
 
 /// Makes tables of one connector.
@@ -322,15 +337,7 @@ impl TableProviderFactory for TableFactory {
         command: &CreateExternalTable,
     ) -> Result<Arc<dyn TableProvider>> {
         let name = command.name.table().to_owned();
-        let named = |error: Error| {
-            let place = format!("table {name}");
-            // What comes from its options names the table already.
-            if error.to_string().starts_with(&place) {
-                error
-            } else {
-                error.context(place)
-            }
-        };
+        let named = |error: Error| of_table(&name, error);
         let [location] = command.locations.as_slice() else {
             return Err(named(Error::invalid("LOCATION takes one text")).into());
         };

@@ -26,7 +26,7 @@ use crate::jobs::model::now_ms;
 use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use essaim_common::metrics::GrpcErrors;
+use essaim_common::metrics::Listeners;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::{Error, Result, session};
@@ -95,7 +95,7 @@ pub(crate) struct Shared {
     pub(crate) job_queue: Arc<Queue>,
     /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
     pub(crate) query_queue: Arc<Queue>,
-    pub(crate) grpc_errors: GrpcErrors,
+    pub(crate) listeners: Listeners,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -152,7 +152,7 @@ impl Master {
             runtime: session::runtime(config.memory_bytes)?,
             job_queue: Queue::new(MAX_RUNNING),
             query_queue: Queue::new(MAX_RUNNING),
-            grpc_errors: gate.grpc_errors().clone(),
+            listeners: gate.listeners().clone(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         });

@@ -16,7 +16,7 @@ const MAX_WORKERS: usize = 200;
 /// Everything that is known now.
 pub(crate) fn page(shared: &Shared) -> Page {
     let mut page = Page::of_process("master", &shared.runtime);
-    shared.grpc_errors.add_to(&mut page);
+    shared.listeners.add_to(&mut page);
     cluster(&mut page, &shared.registry);
     workers(&mut page, &shared.registry.workers());
     jobs(&mut page, &shared.jobs);

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::broadcast::Broadcasts;
-use essaim_common::metrics::GrpcErrors;
+use essaim_common::metrics::Listeners;
 use std::sync::Arc;
 
 /// What the pages are made of.
@@ -21,7 +21,7 @@ pub(crate) struct Page {
     pub(crate) gauge: Gauge,
     pub(crate) slots: usize,
     pub(crate) counts: Arc<TaskCounts>,
-    pub(crate) grpc_errors: GrpcErrors,
+    pub(crate) listeners: Listeners,
     pub(crate) lease: Arc<Lease>,
     pub(crate) broadcasts: Arc<Broadcasts>,
 }

@@ -182,7 +182,7 @@ impl Worker {
                 gauge: gauge.clone(),
                 slots: config.slots,
                 counts,
-                grpc_errors: gate.grpc_errors().clone(),
+                listeners: gate.listeners().clone(),
                 lease: membership.lease(),
                 broadcasts: broadcasts.unwrap_or_default(),
             };

@@ -74,7 +74,7 @@ impl TaskCounts {
 /// Everything that is known now.
 pub(crate) fn page(of: &http::Page) -> Page {
     let mut page = Page::of_process("worker", &of.runtime);
-    of.grpc_errors.add_to(&mut page);
+    of.listeners.add_to(&mut page);
     lease(&mut page, of);
     let counts = &of.counts;
     let mut ended = page.counter("essaim_worker_tasks_total", "Tasks that ended.");

@@ -4,9 +4,11 @@
 //! at what is there and writes it down, so a series ends when its subject does.
 
 mod grpc;
+mod listeners;
 mod process;
 
 pub use grpc::GrpcErrors;
+pub use listeners::{Connections, Listeners};
 
 use crate::error::{Error, Result};
 use crate::trace::SPANS;

@@ -1,7 +1,7 @@
 //! What stands before all listeners of a process: TLS, who may pass, limits. One of them for gRPC and for HTTP.
 
 use crate::error::{Error, Result};
-use crate::metrics::GrpcErrors;
+use crate::metrics::{GrpcErrors, Listeners};
 use crate::net::access::{Access, Refusal};
 use crate::net::listener::{self, Connection, FIRST_REQUEST, Peer};
 use crate::net::rpcs;
@@ -40,7 +40,7 @@ pub struct Gate {
     http1: Option<Arc<ServerConfig>>,
     limits: Limits,
     security: Arc<Security>,
-    grpc_errors: GrpcErrors,
+    listeners: Listeners,
 }
 
 impl std::fmt::Debug for Gate {
@@ -61,7 +61,7 @@ impl Gate {
             http1: tls::server(security, Inside::Http1)?,
             limits: within_files(security.limits),
             security: Arc::new(security.clone()),
-            grpc_errors: GrpcErrors::default(),
+            listeners: Listeners::default(),
         })
     }
 
@@ -105,9 +105,9 @@ impl Gate {
         Ok(())
     }
 
-    /// Calls that were answered with an error, by the gate or behind it.
-    pub fn grpc_errors(&self) -> &GrpcErrors {
-        &self.grpc_errors
+    /// Connections, and calls that were answered with an error, by the gate or behind it.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// A gRPC server with limits, which asks about every call. Its connections come from [`Self::incoming`].
@@ -119,7 +119,10 @@ impl Gate {
             .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER))
             .max_concurrent_streams(STREAMS)
             .http2_max_header_list_size(HEADER_BYTES)
-            .layer(AccessLayer(self.access.clone(), self.grpc_errors.clone()))
+            .layer(AccessLayer(
+                self.access.clone(),
+                self.listeners.grpc_errors.clone(),
+            ))
     }
 
     /// The connections of a gRPC listener.
@@ -127,7 +130,14 @@ impl Gate {
         &self,
         listener: TcpListener,
     ) -> impl Stream<Item = std::io::Result<Connection>> + Send + 'static {
-        listener::accept(listener, self.http2.clone(), self.limits, FIRST_REQUEST)
+        let counted = self.listeners.grpc.clone();
+        listener::accept(
+            listener,
+            self.http2.clone(),
+            self.limits,
+            counted,
+            FIRST_REQUEST,
+        )
     }
 
     /// The connections of an HTTP listener.
@@ -135,7 +145,14 @@ impl Gate {
         &self,
         listener: TcpListener,
     ) -> impl Stream<Item = std::io::Result<Connection>> + Send + 'static {
-        listener::accept(listener, self.http1.clone(), self.limits, FIRST_REQUEST)
+        let counted = self.listeners.http.clone();
+        listener::accept(
+            listener,
+            self.http1.clone(),
+            self.limits,
+            counted,
+            FIRST_REQUEST,
+        )
     }
 
     /// The one who decides.

@@ -1,5 +1,6 @@
 //! Takes connections in: so many in all and from one client, TLS within a deadline, a first request within another.
 
+use crate::metrics::Connections;
 use crate::net::Limits;
 use futures::Stream;
 use parking_lot::Mutex;
@@ -77,7 +78,9 @@ fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 struct Open {
     limits: Limits,
-    clients: Mutex<(usize, HashMap<IpAddr, usize>)>,
+    connections: Connections,
+    /// By the client's network.
+    clients: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Open {
@@ -85,16 +88,15 @@ impl Open {
     fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Place, &'static str> {
         let network = network(address);
         let mut clients = self.clients.lock();
-        let (all, by_client) = &mut *clients;
-        if *all >= self.limits.connections {
+        if self.connections.open() >= self.limits.connections {
             return Err("as many connections are open as --max-connections allows");
         }
-        let own = by_client.entry(network).or_default();
+        let own = clients.entry(network).or_default();
         if *own >= self.limits.connections_per_client {
             return Err("this client has as many as --max-connections-per-client allows");
         }
         *own += 1;
-        *all += 1;
+        self.connections.enter();
         Ok(Place {
             open: Arc::clone(self),
             network,
@@ -112,12 +114,11 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut clients = self.open.clients.lock();
-        let (all, by_client) = &mut *clients;
-        *all -= 1;
-        if let Some(own) = by_client.get_mut(&self.network) {
+        self.open.connections.leave();
+        if let Some(own) = clients.get_mut(&self.network) {
             *own -= 1;
             if *own == 0 {
-                by_client.remove(&self.network);
+                clients.remove(&self.network);
             }
         }
     }
@@ -128,27 +129,29 @@ pub(crate) fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
+    connections: Connections,
     first_request: Duration,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
-    let (ready, connections) = mpsc::channel(READY);
+    let (ready, accepted) = mpsc::channel(READY);
     let tls = tls.map(TlsAcceptor::from);
-    tokio::spawn(accept_all(listener, tls, limits, first_request, ready));
-    ReceiverStream::new(connections)
+    connections.set_limit(limits.connections);
+    let open = Arc::new(Open {
+        limits,
+        connections,
+        clients: Mutex::default(),
+    });
+    tokio::spawn(accept_all(listener, tls, open, first_request, ready));
+    ReceiverStream::new(accepted)
 }
 
 async fn accept_all(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    limits: Limits,
+    open: Arc<Open>,
     first_request: Duration,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let open = Arc::new(Open {
-        limits,
-        clients: Mutex::default(),
-    });
     let mut handshakes = tokio::task::JoinSet::new();
-    let mut refused = 0_u64;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -173,7 +176,7 @@ async fn accept_all(
         let place = match open.enter(address.ip()) {
             Ok(place) => place,
             Err(why) => {
-                refused += 1;
+                let refused = open.connections.refuse();
                 if refused.is_power_of_two() {
                     tracing::warn!(client = %address.ip(), refused, "a connection was refused: {why}");
                 }
@@ -330,6 +333,7 @@ mod tests {
         };
         Arc::new(Open {
             limits,
+            connections: Connections::default(),
             clients: Mutex::default(),
         })
     }
@@ -354,7 +358,7 @@ mod tests {
         drop(third);
         drop(first);
         open.enter(ip("10.0.0.1")).unwrap();
-        assert_eq!(open.clients.lock().1.len(), 1);
+        assert_eq!(open.clients.lock().len(), 1);
     }
 
     #[test]
@@ -370,11 +374,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let limits = Limits::default();
-        let mut connections = Box::pin(accept(listener, None, limits, deadline));
+        let counted = Connections::default();
+        let accepted = accept(listener, None, limits, counted.clone(), deadline);
+        let mut connections = Box::pin(accepted);
         let _client = TcpStream::connect(address).await.unwrap();
         let mut connection = connections.next().await.unwrap().unwrap();
         let error = connection.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(counted.open(), 1);
+        drop(connection);
         let client = TcpStream::connect(address).await.unwrap();
         let mut connection = connections.next().await.unwrap().unwrap();
         connection.peer().admit();
@@ -383,5 +391,7 @@ mod tests {
         drop(client);
         let error = connection.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        drop(connection);
+        assert_eq!(counted.open(), 0);
     }
 }

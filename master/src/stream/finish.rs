@@ -8,6 +8,7 @@ use crate::plan::shape;
 use crate::scheduler::TaskFacts;
 use crate::stream::checkpoint::EpochCommit;
 use crate::stream::context::{EpochContext, States};
+use crate::stream::forget::Forgetter;
 use crate::stream::plan::Insert;
 use crate::stream::read::{Epoch, Job, ms};
 use crate::stream::state::Snapshot;
@@ -40,6 +41,8 @@ pub struct Finisher {
     /// By INSERT: the last epoch that its sink has committed, as far as is known.
     pub(super) committed: BTreeMap<u32, u64>,
     pub(super) max_state_bytes: u64,
+    /// For sources with a journal.
+    pub(super) forgetter: Option<Forgetter>,
     /// When the job's record, with its totals, was last stored.
     pub(super) saved: Instant,
 }
@@ -113,6 +116,9 @@ impl Finisher {
             }),
         };
         self.keep(&commit, deltas).await?;
+        if let Some(forgetter) = &self.forgetter {
+            forgetter.committed(&commit.offsets);
+        }
         progress
             .durations_ms
             .insert("checkpoint".to_owned(), ms(waited));
@@ -169,12 +175,16 @@ impl Finisher {
         Ok(())
     }
 
-    /// Waits until the last epoch is in the checkpoint.
+    /// The end: waits until the last epoch is in the checkpoint, and until sources have cleaned up.
     ///
     /// # Errors
     /// It cannot be written.
     pub async fn flush(&mut self) -> Result<()> {
-        self.checkpoint.lock().await.flush().await
+        self.checkpoint.lock().await.flush().await?;
+        if let Some(forgetter) = self.forgetter.take() {
+            forgetter.finish().await;
+        }
+        Ok(())
     }
 
     fn progress(&self, epoch: &Epoch, written: &BTreeMap<u32, u64>) -> EpochProgress {

@@ -10,6 +10,7 @@ pub mod context;
 mod dedup;
 mod feed;
 mod finish;
+mod forget;
 pub mod input;
 mod join;
 mod late;

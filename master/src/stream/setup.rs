@@ -3,9 +3,10 @@
 use crate::Shared;
 use crate::jobs::handle::JobHandle;
 use crate::plan::{Execution, Planner, Purpose, parse, purpose, shape};
-use crate::stream::checkpoint::{Checkpoint, Restored};
+use crate::stream::checkpoint::{Checkpoint, Restored, TableJournals};
 use crate::stream::context::States;
 use crate::stream::finish::Finisher;
+use crate::stream::forget::Forgetter;
 use crate::stream::pace::Pace;
 use crate::stream::plan::{self, Insert, InsertSettings, PlannedInsert, StreamPlan};
 use crate::stream::read::{Job, Reader, Trigger};
@@ -16,10 +17,10 @@ use bytes::Bytes;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{Distinct, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
+use essaim_common::options::duration_ms;
 use essaim_common::scope::JobScope;
 use essaim_common::session::Settings;
 use essaim_common::sink::StreamInsertExec;
-use essaim_common::sources::kafka::client::duration_ms;
 use essaim_common::stream::{OutputMode, StreamSink};
 use essaim_common::{Error, Result};
 use std::collections::BTreeMap;
@@ -252,7 +253,16 @@ pub(super) async fn start(
             known.watermark = last.watermarks.get(table).copied();
         }
     }
+    let mut journaled = BTreeMap::new();
     for (table, source) in &stream_plan.sources {
+        let journals = TableJournals::new(dir, &handle.id(), table, generation);
+        source
+            .open(&journals)
+            .await
+            .map_err(|e| e.context(format!("table {table}")))?;
+        if journals.opened() {
+            journaled.insert(table.clone(), Arc::clone(source));
+        }
         if !positions.contains_key(table) && restored.planned.is_empty() {
             let start = source
                 .start()
@@ -277,6 +287,7 @@ pub(super) async fn start(
     handle.vitals().limit_state(settings.max_state_bytes);
     tracing::info!(job = %handle.id(), generation, next_epoch, replayed = restored.planned.len(), "streaming");
     let checkpoint = Arc::new(Mutex::new(checkpoint));
+    let forgetter = Forgetter::new(journaled, Arc::clone(&checkpoint));
     let reader = Reader {
         shared: Arc::clone(shared),
         job: Arc::clone(&job),
@@ -306,6 +317,7 @@ pub(super) async fn start(
         states,
         committed,
         max_state_bytes: settings.max_state_bytes,
+        forgetter,
         saved: Instant::now(),
     };
     Ok((reader, finisher))

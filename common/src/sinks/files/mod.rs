@@ -65,11 +65,11 @@ impl Format {
 pub struct Layout {
     format: Format,
     /// The codec's name as in OPTIONS, lower case; `None` for the format's own habit.
-    compression: Option<String>,
+    pub(crate) compression: Option<String>,
     /// CSV: whether the first line names the columns.
-    has_header: bool,
+    pub(crate) has_header: bool,
     /// CSV: the byte between two fields.
-    delimiter: u8,
+    pub(crate) delimiter: u8,
 }
 
 impl Layout {
@@ -153,6 +153,14 @@ impl Layout {
             _ => "",
         };
         format!("{}{codec}", self.format.name().to_ascii_lowercase())
+    }
+
+    /// Whether its files are CSV or JSON that is compressed.
+    pub fn is_compressed_text(&self) -> bool {
+        self.format != Format::Parquet
+            && self
+                .text_compression()
+                .is_ok_and(|codec| codec.is_compressed())
     }
 
     /// Whether a location that does not exist yet names one file rather than a folder.

@@ -5,7 +5,6 @@ use super::settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::secret::Secret;
-use arrow::compute::kernels::cast_utils::parse_interval_month_day_nano;
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
@@ -75,12 +74,7 @@ impl Connection {
                 "LOCATION '{location}': write 'kafka://host:9092/topic', with commas between several hosts or topics"
             ))
         })?;
-        let timeout_ms = match options.text("request_timeout") {
-            Some(text) => duration_ms(&text)
-                .filter(|ms| *ms > 0)
-                .ok_or_else(|| not_a_duration(options, "request_timeout", &text))?,
-            None => 30_000,
-        };
+        let timeout_ms = options.timeout_ms("request_timeout", 30_000)?;
         let settings: BTreeMap<String, Hidden> = options
             .with_prefix("kafka.")
             .into_iter()
@@ -405,24 +399,6 @@ fn split_location(location: &str) -> Option<(String, Vec<String>)> {
     Some((brokers.join(","), topics))
 }
 
-/// Milliseconds of a text such as `10 seconds` or `500 milliseconds`; `None` for anything else or a negative one.
-pub fn duration_ms(text: &str) -> Option<u64> {
-    // Not as days and ms, of which more than 24 days' worth does not fit.
-    let interval = parse_interval_month_day_nano(text).ok()?;
-    let (days, nanos) = (i64::from(interval.days), interval.nanoseconds);
-    if interval.months != 0 || nanos % 1_000_000 != 0 {
-        return None;
-    }
-    u64::try_from(days * 86_400_000 + nanos / 1_000_000).ok()
-}
-
-/// The error for an option that should be a duration.
-pub fn not_a_duration(options: &Options, name: &str, text: &str) -> Error {
-    options.error(format!(
-        "option {name} '{text}' is no duration: write for example '10 seconds' or '500 milliseconds'"
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -444,17 +420,6 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_may_be_as_long_as_a_month() {
-        assert_eq!(duration_ms("500 milliseconds"), Some(500));
-        assert_eq!(duration_ms("1 day 1 second"), Some(86_401_000));
-        assert_eq!(duration_ms("720 hours"), Some(30 * 86_400_000));
-        assert_eq!(duration_ms("5015301743 ms"), Some(5_015_301_743));
-        for wrong in ["1 month", "-1 second", "0.1 milliseconds", "soon"] {
-            assert_eq!(duration_ms(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
     fn a_setting_is_never_shown_and_a_wrong_one_is_named() {
         let given = [("kafka.sasl.passwrd".to_owned(), "hunter2".to_owned())];
         let mut options = Options::new("t", given.iter().map(|(k, v)| (k, v))).unwrap();
@@ -470,13 +435,5 @@ mod tests {
         let mut options = Options::new("t", given.iter().map(|(k, v)| (k, v))).unwrap();
         let (connection, _) = Connection::new(&location, &mut options).unwrap();
         assert!(!format!("{connection:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn durations_are_read_in_words() {
-        assert_eq!(duration_ms("10 seconds"), Some(10_000));
-        assert_eq!(duration_ms("500 milliseconds"), Some(500));
-        assert_eq!(duration_ms("-1 second"), None);
-        assert_eq!(duration_ms("soon"), None);
     }
 }

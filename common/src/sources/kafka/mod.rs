@@ -29,7 +29,7 @@ use crate::sources::postgres::tls::connect_options;
 use crate::stream::StreamOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
-use client::{Connection, IsolationLevel, duration_ms, not_a_duration};
+use client::{Connection, IsolationLevel};
 use dead_letter::DeadLetterTarget;
 use decode::JsonDecoder;
 use offsets::{OffsetPlanner, OffsetSpec};
@@ -63,15 +63,7 @@ impl Connector for Kafka {
                 ("read_uncommitted", IsolationLevel::ReadUncommitted),
             ],
         )?;
-        let timestamp_unit = options.one_of(
-            "timestamp_unit",
-            &[
-                ("ms", EpochUnit::Milliseconds),
-                ("s", EpochUnit::Seconds),
-                ("us", EpochUnit::Microseconds),
-                ("ns", EpochUnit::Nanoseconds),
-            ],
-        )?;
+        let timestamp_unit = EpochUnit::take(options)?;
         let set_aside = SetAside::new(options, &topics)?;
         let fail_on_data_loss =
             options.one_of("fail_on_data_loss", &[("true", true), ("false", false)])?;
@@ -83,7 +75,7 @@ impl Connector for Kafka {
             ));
         }
         let schema = schema(&spec.schema, format, options)?;
-        let streaming = streaming(options, schema.as_ref())?;
+        let streaming = StreamOptions::take(options, schema.as_ref())?;
         if set_aside.late_rows == LateRows::DeadLetter && streaming.event_time.is_none() {
             return Err(options.error("late_rows 'dead_letter' needs event_time: name the column"));
         }
@@ -292,52 +284,4 @@ fn target(
             "bad records and late rows go to one place: write dead_letter_topic '…', or dead_letter_location 'postgres://…' with dead_letter_table '…'",
         )),
     }
-}
-
-fn streaming(options: &mut Options, schema: Option<&SchemaRef>) -> Result<StreamOptions> {
-    let mut duration = |name: &'static str| -> Result<Option<i64>> {
-        match options.text(name) {
-            Some(text) => duration_ms(&text)
-                .and_then(|ms| i64::try_from(ms).ok())
-                .map(Some)
-                .ok_or_else(|| not_a_duration(options, name, &text)),
-            None => Ok(None),
-        }
-    };
-    let watermark_delay = duration("watermark_delay")?;
-    let idle_timeout_ms = duration("idle_timeout")?;
-    let max_offsets_per_trigger = options.parsed("max_offsets_per_trigger")?;
-    if max_offsets_per_trigger == Some(0) {
-        return Err(options.error(
-            "option max_offsets_per_trigger '0': nothing would ever be read; write at least 1",
-        ));
-    }
-    let event_time = match options.text("event_time") {
-        None => None,
-        Some(name) => {
-            let (index, field) = schema
-                .and_then(|schema| schema.column_with_name(&name))
-                .ok_or_else(|| {
-                    options.error(format!(
-                        "option event_time '{name}': there is no such column"
-                    ))
-                })?;
-            if !matches!(field.data_type(), DataType::Timestamp(..)) {
-                return Err(options.error(format!(
-                    "option event_time '{name}': the column has the type {}, declare it TIMESTAMP",
-                    field.data_type()
-                )));
-            }
-            Some(index)
-        }
-    };
-    if watermark_delay.is_some() && event_time.is_none() {
-        return Err(options.error("watermark_delay needs event_time: name the column"));
-    }
-    Ok(StreamOptions {
-        event_time,
-        watermark_delay_ms: watermark_delay.unwrap_or(0),
-        idle_timeout_ms,
-        max_offsets_per_trigger,
-    })
 }

@@ -85,7 +85,13 @@ impl Slices {
         Some(&self.bytes[start..self.ends[index]])
     }
 
-    fn clear(&mut self) {
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Makes room for others.
+    pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
         self.present.clear();
@@ -153,7 +159,7 @@ impl Records {
 
     /// Bytes of payload and key.
     pub fn bytes(&self) -> usize {
-        self.payloads.bytes.len() + self.keys.bytes.len()
+        self.payloads.bytes() + self.keys.bytes()
     }
 
     /// The offset of a record.

@@ -1,5 +1,7 @@
 //! Timestamps in JSON: a text in ISO 8601 or a number since 1970, to whatever unit the column has.
 
+use crate::error::Error;
+use crate::options::Options;
 use arrow::array::timezone::Tz;
 use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeListArray, LargeListArray, ListArray, MapArray,
@@ -24,6 +26,22 @@ pub enum EpochUnit {
 }
 
 impl EpochUnit {
+    /// Takes the option `timestamp_unit`.
+    ///
+    /// # Errors
+    /// Another word than `ms`, `s`, `us` and `ns`.
+    pub fn take(options: &mut Options) -> Result<Self, Error> {
+        options.one_of(
+            "timestamp_unit",
+            &[
+                ("ms", Self::Milliseconds),
+                ("s", Self::Seconds),
+                ("us", Self::Microseconds),
+                ("ns", Self::Nanoseconds),
+            ],
+        )
+    }
+
     fn nanos(self) -> i128 {
         match self {
             Self::Seconds => 1_000_000_000,

@@ -24,6 +24,7 @@ pub(super) enum Kind {
     Plan = b'P',
     Commit = b'C',
     Snapshot = b'S',
+    Journal = b'J',
 }
 
 /// State of operators: an operator's id and bytes of it, in the order in which they were written.

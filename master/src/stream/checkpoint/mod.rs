@@ -6,11 +6,15 @@
 //!                  plans/<epoch>.<generation>       offsets and time of an epoch, written before it runs
 //!                  commits/<epoch>.<generation>     watermarks and changes of state, written after it
 //!                  snapshots/<epoch>.<generation>   all state, now and then; older objects go
+//!                  sources/<table>/…                the journals of sources that cannot be read again
 //! ```
 //! Each run of a job has a higher generation. A master that was asleep goes on under its old one, and what it writes
 //! then counts for nobody.
 
 mod frame;
+mod journal;
+#[cfg(test)]
+mod journal_tests;
 mod names;
 mod restore;
 #[cfg(test)]
@@ -29,6 +33,7 @@ use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+pub use journal::TableJournals;
 pub use restore::Restored;
 
 /// A snapshot is due when the commits since the last one hold more bytes than it, and this many or

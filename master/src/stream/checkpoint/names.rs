@@ -29,6 +29,18 @@ pub(super) fn generation(job: &str, generation: u64) -> String {
     format!("{}/{generation:020}", generations(job))
 }
 
+/// Where the journal of a table is. Any table name makes one part of a name, and each its own.
+pub(super) fn journal(job: &str, table: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let table = match table.bytes().all(plain) {
+        true => format!("table-{table}"),
+        false => table
+            .bytes()
+            .fold("hex-".to_owned(), |name, byte| format!("{name}{byte:02x}")),
+    };
+    format!("{}/sources/{table}", root(job))
+}
+
 /// The generation that a name below [`generations`] is of.
 pub(super) fn parse_generation(job: &str, name: &str) -> Option<u64> {
     let rest = name.strip_prefix(&generations(job))?.strip_prefix('/')?;

@@ -317,7 +317,7 @@ impl Objects {
         frame::decode(kind, object).map_err(|error| self.broken(path, error).into())
     }
 
-    fn broken(&self, path: &str, error: Error) -> Error {
+    pub(super) fn broken(&self, path: &str, error: Error) -> Error {
         error.context(format_args!(
             "{} of a streaming job's checkpoint is broken: put it back from a copy, or submit the job anew under another name",
             self.dir.show(path)
@@ -337,7 +337,7 @@ impl Objects {
         ))
     }
 
-    fn superseded(&self, number: u64) -> Error {
+    pub(super) fn superseded(&self, number: u64) -> Error {
         Error::invalid(format!(
             "another master has taken over job {}: {} or a higher one is there; this one must stop",
             self.job,

@@ -1,0 +1,21 @@
+-- Every message whole into MongoDB, as it comes.
+SET essaim.trigger = '500 milliseconds';
+
+CREATE UNBOUNDED EXTERNAL TABLE weather (
+  id BIGINT, name VARCHAR, dt BIGINT,
+  coord STRUCT<lon DOUBLE, lat DOUBLE>,
+  weather STRUCT<id BIGINT, main VARCHAR, description VARCHAR>[],
+  main STRUCT<temp DOUBLE, feels_like DOUBLE, temp_min DOUBLE, temp_max DOUBLE, pressure BIGINT, humidity BIGINT>,
+  visibility BIGINT,
+  wind STRUCT<speed DOUBLE, deg BIGINT>,
+  clouds STRUCT<"all" BIGINT>,
+  rain STRUCT<"1h" DOUBLE>,
+  snow STRUCT<"1h" DOUBLE>,
+  sys STRUCT<country VARCHAR, sunrise BIGINT, sunset BIGINT>,
+  timezone BIGINT
+) STORED AS KAFKA LOCATION 'kafka://${KAFKA_BROKERS}/${ESSAIM_VAR_TOPIC}' OPTIONS (format 'json');
+
+CREATE EXTERNAL TABLE observations STORED AS MONGODB LOCATION '${ESSAIM_VAR_MONGODB}'
+OPTIONS (collection 'observations', mode 'upsert', key 'id,dt');
+
+INSERT INTO observations SELECT * FROM weather;
