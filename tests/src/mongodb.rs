@@ -16,8 +16,9 @@ const AT_ONCE: usize = 5_000;
 
 /// The shared server, as a URL with user, password and whatever parameters it needs.
 pub fn server() -> String {
-    std::env::var("ESSAIM_TEST_MONGODB")
-        .unwrap_or_else(|_| "mongodb://essaim:essaim@127.0.0.1:29017/test?authMechanism=PLAIN".to_owned())
+    std::env::var("ESSAIM_TEST_MONGODB").unwrap_or_else(|_| {
+        "mongodb://essaim:essaim@127.0.0.1:29017/test?authMechanism=PLAIN".to_owned()
+    })
 }
 
 /// A database of one test, dropped at its end.
@@ -73,7 +74,9 @@ impl Database {
             self.collection(collection)
                 .insert_many(chunk)
                 .await
-                .with_context(|| format!("no MongoDB at {}? `make services` starts it", self.url))?;
+                .with_context(|| {
+                    format!("no MongoDB at {}? `make services` starts it", self.url)
+                })?;
         }
         Ok(())
     }
@@ -161,7 +164,9 @@ impl PrivateServer {
             port,
             starts: 0,
             process: None,
-            dir: tempfile::Builder::new().prefix("essaim-mongodb").tempdir()?,
+            dir: tempfile::Builder::new()
+                .prefix("essaim-mongodb")
+                .tempdir()?,
         };
         server.restart().await?;
         Ok(server)

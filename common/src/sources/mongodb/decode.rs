@@ -8,10 +8,10 @@ use arrow::array::{
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, DecimalType, Float32Type, Float64Type,
-    Int8Type, Int16Type, Int32Type, Int64Type, SchemaRef, TimeUnit, TimestampMicrosecondType,
-    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, DecimalType, Float32Type,
+    Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, SchemaRef, TimeUnit,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Bson, RawBsonRef, RawDocument};
@@ -101,7 +101,9 @@ impl Decoder {
     pub fn new(schema: SchemaRef) -> Self {
         let names = schema.fields().iter().enumerate();
         Self {
-            columns: names.map(|(at, field)| (field.name().clone(), at)).collect(),
+            columns: names
+                .map(|(at, field)| (field.name().clone(), at))
+                .collect(),
             cells: vec![Vec::new(); schema.fields().len()],
             rows: 0,
             schema,
@@ -235,7 +237,8 @@ fn cell(value: RawBsonRef<'_>, data_type: &DataType) -> Result<Cell, Conflict> {
             for element in document.iter() {
                 let (name, value) = element.map_err(|e| Conflict::new(e.to_string()))?;
                 if let Some((at, field)) = fields.find(name.as_str()) {
-                    cells[at] = cell(value, field.data_type()).map_err(|e| e.within(field.name()))?;
+                    cells[at] =
+                        cell(value, field.data_type()).map_err(|e| e.within(field.name()))?;
                 }
             }
             for (field, cell) in fields.iter().zip(&cells) {
@@ -428,7 +431,9 @@ fn array(data_type: &DataType, cells: Vec<Cell>) -> Result<ArrayRef> {
             Arc::new(array)
         }
         DataType::Float32 => {
-            let values = cells.iter().map(|cell| float(cell).map(|value| value as f32));
+            let values = cells
+                .iter()
+                .map(|cell| float(cell).map(|value| value as f32));
             let array: PrimitiveArray<Float32Type> = values.collect();
             Arc::new(array)
         }
@@ -483,7 +488,8 @@ fn array(data_type: &DataType, cells: Vec<Cell>) -> Result<ArrayRef> {
                 .zip(fields)
                 .map(|(cells, field)| array(field.data_type(), cells))
                 .collect::<Result<Vec<_>>>()?;
-            let array = StructArray::try_new(fields.clone(), columns, Some(NullBuffer::from(valid)));
+            let array =
+                StructArray::try_new(fields.clone(), columns, Some(NullBuffer::from(valid)));
             Arc::new(array.map_err(internal)?)
         }
         other => return Err(Error::internal(format!("a column of {other}"))),
@@ -544,9 +550,13 @@ mod tests {
         let id = ObjectId::parse_str("507f1f77bcf86cd799439011").unwrap();
         let at = DateTime::from_millis(1_700_000_000_123);
         decoder
-            .push(&raw(doc! { "_id": id, "readings": [{ "t": 1, "at": at }, null, {}], "other": 1 }))
+            .push(&raw(
+                doc! { "_id": id, "readings": [{ "t": 1, "at": at }, null, {}], "other": 1 },
+            ))
             .unwrap();
-        decoder.push(&raw(doc! { "_id": "x", "readings": [] })).unwrap();
+        decoder
+            .push(&raw(doc! { "_id": "x", "readings": [] }))
+            .unwrap();
         decoder.push(&raw(doc! { "_id": { "a": 1 } })).unwrap();
         let batch = decoder.finish().unwrap();
         let text = pretty_format_batches(&[batch]).unwrap().to_string();
@@ -573,7 +583,12 @@ mod tests {
         let bad = bad.unwrap_err();
         assert_eq!(bad.path, "b[1].n");
         assert_eq!(bad.reason, "the string two is no Int32");
-        for document in [doc! { "a": 1.5 }, doc! { "a": null }, doc! {}, doc! { "a": 1, "b": 1 }] {
+        for document in [
+            doc! { "a": 1.5 },
+            doc! { "a": null },
+            doc! {},
+            doc! { "a": 1, "b": 1 },
+        ] {
             assert!(decoder.push(&raw(document)).is_err());
         }
         decoder.push(&raw(doc! { "a": 3.0 })).unwrap();
