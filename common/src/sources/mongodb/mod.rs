@@ -5,6 +5,7 @@
 //! fetches one range and the [`decode`]r makes Arrow of it. Columns that are not declared come from a sample ([`infer`]).
 //! The way back is in [`crate::sinks::mongodb`].
 
+mod cells;
 pub(crate) mod client;
 mod decode;
 mod filter;
