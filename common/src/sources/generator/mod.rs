@@ -11,7 +11,7 @@ use crate::connector::{
     Connector, ConnectorTable, PlannedScan, ScanRequest, Source, SplitReader, TableSpec,
 };
 use crate::error::Result;
-use crate::options::{Options, duration_ms};
+use crate::options::Options;
 use crate::scan::project_schema;
 use crate::stream::{StreamOptions, StreamSource};
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
