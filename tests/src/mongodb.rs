@@ -14,10 +14,11 @@ use url::Url;
 /// Documents that are inserted by one request.
 const AT_ONCE: usize = 5_000;
 
-/// The shared server, as a URL with user, password and the database that keeps the login.
+/// The shared server, as a URL with user, password and whatever parameters it needs.
 pub fn server() -> String {
-    std::env::var("ESSAIM_TEST_MONGODB")
-        .unwrap_or_else(|_| "mongodb://essaim:essaim@127.0.0.1:29017/admin".to_owned())
+    std::env::var("ESSAIM_TEST_MONGODB").unwrap_or_else(|_| {
+        "mongodb://essaim:essaim@127.0.0.1:29017/test?authMechanism=PLAIN".to_owned()
+    })
 }
 
 /// A database of one test, dropped at its end.
@@ -39,7 +40,7 @@ impl Database {
         Self::create_at(&server()).await
     }
 
-    /// The same on another server, whose URL names the database of the login.
+    /// The same on another server.
     ///
     /// # Errors
     /// As [`Self::create`].
@@ -47,7 +48,6 @@ impl Database {
         let name = unique("essaim_test");
         let mut url = Url::parse(server).context("ESSAIM_TEST_MONGODB")?;
         url.set_path(&name);
-        url.set_query(Some("authSource=admin"));
         Ok(Self {
             client: Client::with_uri_str(&url).await?,
             url: url.into(),
@@ -74,7 +74,9 @@ impl Database {
             self.collection(collection)
                 .insert_many(chunk)
                 .await
-                .with_context(|| format!("no MongoDB at {}? `make services` starts it", self.url))?;
+                .with_context(|| {
+                    format!("no MongoDB at {}? `make services` starts it", self.url)
+                })?;
         }
         Ok(())
     }
@@ -140,7 +142,7 @@ impl Drop for Database {
 /// A FerretDB of one test, which may kill it. Its documents are where those of the shared one are.
 #[derive(Debug)]
 pub struct PrivateServer {
-    /// With user, password and the database that keeps the login.
+    /// As [`server`].
     pub url: String,
     port: u16,
     starts: usize,
@@ -158,11 +160,13 @@ impl PrivateServer {
             .local_addr()?
             .port();
         let mut server = Self {
-            url: format!("mongodb://essaim:essaim@127.0.0.1:{port}/admin"),
+            url: format!("mongodb://essaim:essaim@127.0.0.1:{port}/test?authMechanism=PLAIN"),
             port,
             starts: 0,
             process: None,
-            dir: tempfile::Builder::new().prefix("essaim-mongodb").tempdir()?,
+            dir: tempfile::Builder::new()
+                .prefix("essaim-mongodb")
+                .tempdir()?,
         };
         server.restart().await?;
         Ok(server)
@@ -186,7 +190,7 @@ impl PrivateServer {
             .arg(format!("--listen-addr=127.0.0.1:{}", self.port))
             .arg(format!("--postgresql-url={documents}?pool_max_conns=5"))
             .arg(format!("--state-dir={}", self.dir.path().display()))
-            .args(["--debug-addr=-", "--telemetry=disable", "--test-enable-new-auth"]);
+            .args(["--debug-addr=-", "--telemetry=disable", "--log-level=warn"]);
         self.starts += 1;
         let name = format!("ferretdb-{}", self.starts);
         self.process = Some(Process::spawn(&name, command, self.dir.path())?);

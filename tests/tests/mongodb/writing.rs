@@ -35,7 +35,11 @@ async fn nested_rows_written_are_read_back() -> Result<()> {
     assert_eq!(text(&client.query(&insert).await?)?, "1");
     let mut found = database.all("t").await?;
     let id = found[0].remove("_id").context("no _id")?;
-    assert!(id.as_str().is_some_and(|id| id.contains("_0_0000000000000000_")), "{id}");
+    assert!(
+        id.as_str()
+            .is_some_and(|id| id.contains("_0_0000000000000000_")),
+        "{id}"
+    );
     let at = DateTime::parse_rfc3339_str("2026-01-02T03:04:05.678Z")?;
     let raw = mongodb::bson::Binary {
         subtype: mongodb::bson::spec::BinarySubtype::Generic,
@@ -58,15 +62,21 @@ async fn nested_rows_written_are_read_back() -> Result<()> {
     ]
     .concat();
     let day = "2026-01-02T00:00:00";
-    let line = |i: &str| ["2026-01-02T03:04:05.678", day, "a", "1.5"].map(str::to_owned).into_iter().fold(
-        vec![Some(i.to_owned())],
-        |mut line, value| {
-            line.push(Some(value));
-            line
-        },
-    );
+    let line = |i: &str| {
+        ["2026-01-02T03:04:05.678", day, "a", "1.5"]
+            .map(str::to_owned)
+            .into_iter()
+            .fold(vec![Some(i.to_owned())], |mut line, value| {
+                line.push(Some(value));
+                line
+            })
+    };
     assert_eq!(rows(&client.query(&again).await?)?, [line("1"), line("2")]);
-    assert_eq!(database.collections().await?, ["essaim_commits", "t"], "nothing staged is left");
+    assert_eq!(
+        database.collections().await?,
+        ["essaim_commits", "t"],
+        "nothing staged is left"
+    );
     Ok(())
 }
 
@@ -74,8 +84,11 @@ async fn nested_rows_written_are_read_back() -> Result<()> {
 async fn an_upsert_replaces_by_key_and_makes_its_index() -> Result<()> {
     let database = Database::create().await?;
     let client = cluster::shared().await?.client().await?;
-    let table = database.declare("t", "", "t", ", mode 'upsert', key 'k,day'");
-    let insert = |values: &str| format!("{table} INSERT INTO t SELECT * FROM (VALUES {values}) AS v (k, day, n)");
+    let columns = "(k VARCHAR, day BIGINT, n BIGINT)";
+    let table = database.declare("t", columns, "t", ", mode 'upsert', key 'k,day'");
+    let insert = |values: &str| {
+        format!("{table} INSERT INTO t SELECT * FROM (VALUES {values}) AS v (k, day, n)")
+    };
     client.query(&insert("('a', 1, 1), ('b', 1, 2)")).await?;
     database
         .collection("t")
@@ -105,10 +118,22 @@ async fn an_upsert_replaces_by_key_and_makes_its_index() -> Result<()> {
     }
     // Without the index nothing keeps two workers from inserting one key.
     database.insert("other", [doc! { "k": 1 }]).await?;
-    let other = database.declare("t", "(k BIGINT, n BIGINT)", "other", ", mode 'upsert', key 'k'");
-    let error = client.query_error(&format!("{other} INSERT INTO t VALUES (1, 1)")).await?;
+    let other = database.declare(
+        "t",
+        "(k BIGINT, n BIGINT)",
+        "other",
+        ", mode 'upsert', key 'k'",
+    );
+    let error = client
+        .query_error(&format!("{other} INSERT INTO t VALUES (1, 1)"))
+        .await?;
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    assert!(error.message().contains(r#"createIndex({"k":1}, { unique: true })"#), "{error}");
+    assert!(
+        error
+            .message()
+            .contains(r#"createIndex({"k":1}, { unique: true })"#),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -116,9 +141,14 @@ async fn an_upsert_replaces_by_key_and_makes_its_index() -> Result<()> {
 async fn a_batch_that_is_refused_leaves_nothing() -> Result<()> {
     let database = Database::create().await?;
     let unique = IndexOptions::builder().unique(true).build();
-    let index = IndexModel::builder().keys(doc! { "n": 1 }).options(unique).build();
+    let index = IndexModel::builder()
+        .keys(doc! { "n": 1 })
+        .options(unique)
+        .build();
     database.collection("t").create_index(index).await?;
-    database.insert("t", [doc! { "_id": "old", "n": 4_999i64 }]).await?;
+    database
+        .insert("t", [doc! { "_id": "old", "n": 4_999i64 }])
+        .await?;
     let client = cluster::shared().await?.client().await?;
     let insert = [
         numbers("source", 5_000),
@@ -129,18 +159,37 @@ async fn a_batch_that_is_refused_leaves_nothing() -> Result<()> {
     let error = client.query_error(&insert).await?;
     assert_eq!(error.code(), Code::DataLoss, "{error}");
     assert!(error.message().contains("another unique index"), "{error}");
-    assert_eq!(database.all("t").await?, [doc! { "_id": "old", "n": 4_999i64 }]);
-    assert_eq!(database.collections().await?, ["essaim_commits", "t"], "nothing staged is left");
+    assert_eq!(
+        database.all("t").await?,
+        [doc! { "_id": "old", "n": 4_999i64 }]
+    );
+    assert_eq!(
+        database.collections().await?,
+        ["essaim_commits", "t"],
+        "nothing staged is left"
+    );
     let decimals = database.declare("d", "", "d", "");
-    let error = client.query_error(&format!("{decimals} INSERT INTO d SELECT 1.5::DECIMAL(10, 2) AS d")).await?;
+    let error = client
+        .query_error(&format!(
+            "{decimals} INSERT INTO d SELECT 1.5::DECIMAL(10, 2) AS d"
+        ))
+        .await?;
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    assert!(error.message().contains("FerretDB 1, which has no decimals"), "{error}");
+    assert!(
+        error
+            .message()
+            .contains("FerretDB 1, which has no decimals"),
+        "{error}"
+    );
     Ok(())
 }
 
 /// A table of the connector itself, without a cluster.
 async fn sink(database: &Database, mode: &str) -> Result<Arc<dyn Sink>> {
-    let options = [("mode".to_owned(), mode.to_owned()), ("key".to_owned(), "k".to_owned())];
+    let options = [
+        ("mode".to_owned(), mode.to_owned()),
+        ("key".to_owned(), "k".to_owned()),
+    ];
     let spec = TableSpec {
         name: "t".to_owned(),
         schema: None,
@@ -196,7 +245,9 @@ async fn pairs(database: &Database) -> Result<Vec<(i64, i64)>> {
 async fn opened(database: &Database, mode: &str, generation: u64) -> Result<Arc<dyn StreamSink>> {
     let schema = batch(&[1], 1)?.schema();
     let sink = sink(database, mode).await?;
-    Ok(sink.stream(&schema, OutputMode::Append, &run(generation)).await?)
+    Ok(sink
+        .stream(&schema, OutputMode::Append, &run(generation))
+        .await?)
 }
 
 #[tokio::test]
@@ -205,8 +256,15 @@ async fn an_epoch_that_runs_again_is_there_once() -> Result<()> {
     let first = opened(&database, "append", 1).await?;
     assert_eq!(first.begin().await?, None);
     // Two equal rows are two documents.
-    assert_eq!(first.commit(0, stream(vec![batch(&[1, 2, 2], 0)?])).await?, 3);
-    assert_eq!(first.commit(0, stream(vec![batch(&[9], 0)?])).await?, 0, "it is in");
+    assert_eq!(
+        first.commit(0, stream(vec![batch(&[1, 2, 2], 0)?])).await?,
+        3
+    );
+    assert_eq!(
+        first.commit(0, stream(vec![batch(&[9], 0)?])).await?,
+        0,
+        "it is in"
+    );
     // Epoch 1 breaks off behind a chunk that was sent, with rows that the next attempt does not bring.
     let many: Vec<i64> = (100..1_200).collect();
     assert!(first.commit(1, broken(batch(&many, 7)?)).await.is_err());
@@ -240,13 +298,18 @@ async fn an_epoch_of_an_upsert_that_runs_again_changes_nothing() -> Result<()> {
     assert!(first.commit(1, broken(batch(&many, 1)?)).await.is_err());
     let second = opened(&database, "upsert", 2).await?;
     assert_eq!(second.begin().await?, Some(0));
-    second.commit(1, stream(vec![batch(&many[..3], 1)?])).await?;
+    second
+        .commit(1, stream(vec![batch(&many[..3], 1)?]))
+        .await?;
     let found = pairs(&database).await?;
     assert_eq!(found[..3], [(1, 1), (2, 1), (3, 1)]);
     let error = second.commit(2, stream(vec![batch(&[5, 5], 2)?])).await;
     let error = error.err().context("a key comes twice")?;
     assert_eq!(error.kind(), ErrorKind::Data, "{error}");
-    assert!(error.to_string().contains(r#"the key (k) = {"k":5}"#), "{error}");
+    assert!(
+        error.to_string().contains(r#"the key (k) = {"k":5}"#),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -275,13 +338,23 @@ async fn a_batch_that_was_decided_is_carried_through_by_the_next_master() -> Res
 
     // It dies behind its decision, with a part of the rows written.
     let known = database.all("essaim_commits").await?;
-    let pending = vec![Bson::Document(doc! { "collection": &part.payload, "rows": 2_500i64 })];
+    let pending = vec![Bson::Document(
+        doc! { "collection": &part.payload, "rows": 2_500i64 },
+    )];
     let commits = database.collection("essaim_commits");
     let decided = doc! { "$set": { "pending": pending } };
-    commits.update_one(doc! { "_id": known[0].get_str("_id")? }, decided).await?;
+    commits
+        .update_one(doc! { "_id": known[0].get_str("_id")? }, decided)
+        .await?;
     let random = part.payload.rsplit('_').next().context("no name")?;
-    let id = format!("{}_0000000000000000_{random}_{:08x}", known[0].get_str("_id")?, 3);
-    database.insert("t", [doc! { "_id": id, "k": 3i64, "v": 0i64 }]).await?;
+    let id = format!(
+        "{}_0000000000000000_{random}_{:08x}",
+        known[0].get_str("_id")?,
+        3
+    );
+    database
+        .insert("t", [doc! { "_id": id, "k": 3i64, "v": 0i64 }])
+        .await?;
 
     let second = planned(&database, 2).await?;
     assert_eq!(second.committer.begin().await?, Begin::AlreadyCommitted);
@@ -299,7 +372,9 @@ async fn a_batch_that_was_decided_is_carried_through_by_the_next_master() -> Res
 #[tokio::test]
 async fn an_aborted_batch_takes_back_what_it_wrote() -> Result<()> {
     let database = Database::create().await?;
-    database.insert("t", [doc! { "_id": "old", "k": -1i64, "v": 0i64 }]).await?;
+    database
+        .insert("t", [doc! { "_id": "old", "k": -1i64, "v": 0i64 }])
+        .await?;
     let sink = planned(&database, 1).await?;
     sink.committer.begin().await?;
     let whole = staged(&sink, &[1, 2, 3]).await?;
@@ -307,7 +382,10 @@ async fn an_aborted_batch_takes_back_what_it_wrote() -> Result<()> {
     short.rows = 3;
     let error = sink.committer.commit(vec![whole, short]).await;
     let error = error.err().context("rows are missing")?;
-    assert!(error.to_string().contains("holds 2 of the 3 rows"), "{error}");
+    assert!(
+        error.to_string().contains("holds 2 of the 3 rows"),
+        "{error}"
+    );
     assert_eq!(database.all("t").await?.len(), 4, "the first part is there");
     sink.committer.abort().await;
     assert_eq!(pairs(&database).await?, [(-1, 0)]);

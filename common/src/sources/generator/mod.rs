@@ -11,7 +11,7 @@ use crate::connector::{
     Connector, ConnectorTable, PlannedScan, ScanRequest, Source, SplitReader, TableSpec,
 };
 use crate::error::Result;
-use crate::options::{Options, duration_ms};
+use crate::options::Options;
 use crate::scan::project_schema;
 use crate::stream::{StreamOptions, StreamSource};
 use arrow::compute::kernels::cast_utils::string_to_timestamp_nanos;
@@ -47,7 +47,7 @@ impl Connector for Generator {
             .map(|text| count(&options, "number_of_rows", &text))
             .transpose()?;
         let rows_per_second = match options.text("rows_per_second") {
-            Some(text) => count(&options, "rows_per_second", &text)?.max(0),
+            Some(text) => count(&options, "rows_per_second", &text)?,
             None => 1,
         };
         if rows_per_second == 0 {
@@ -58,7 +58,8 @@ impl Connector for Generator {
             None => None,
         };
         let seed = options.parsed::<i64>("seed")?.unwrap_or(0);
-        let streaming = streaming(&mut options)?;
+        let streaming =
+            StreamOptions::take_with(&mut options, Some(&rows::schema()), Some(rows::TIMESTAMP))?;
         let rows = Rows::new(rows_per_second, seed);
         if let Some(last) = number_of_rows.filter(|rows| *rows > 0)
             && rows.time(start_us.unwrap_or(0), last - 1).is_none()
@@ -101,31 +102,6 @@ fn time(options: &Options, text: &str) -> Result<i64> {
         ))
     })?;
     Ok(time.div_euclid(1000))
-}
-
-fn streaming(options: &mut Options) -> Result<StreamOptions> {
-    let delay = match options.text("watermark_delay") {
-        None => 0,
-        Some(text) => duration_ms(&text)
-            .and_then(|ms| i64::try_from(ms).ok())
-            .ok_or_else(|| {
-                options.error(format!(
-                    "option watermark_delay '{text}': write an interval such as '10 seconds'"
-                ))
-            })?,
-    };
-    let max_offsets_per_trigger = options.parsed("max_offsets_per_trigger")?;
-    if max_offsets_per_trigger == Some(0) {
-        return Err(options.error(
-            "option max_offsets_per_trigger '0': nothing would ever be read; write at least 1",
-        ));
-    }
-    Ok(StreamOptions {
-        event_time: Some(rows::TIMESTAMP),
-        watermark_delay_ms: delay,
-        idle_timeout_ms: None,
-        max_offsets_per_trigger,
-    })
 }
 
 /// The master's half.

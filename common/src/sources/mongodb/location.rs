@@ -95,7 +95,9 @@ mod tests {
 
     #[test]
     fn a_location_names_hosts_and_database() {
-        let place = check(&Secret::new("mongodb://u:p%40w@a:1,b/weather?authSource=admin"));
+        let place = check(&Secret::new(
+            "mongodb://u:p%40w@a:1,b/weather?authSource=admin",
+        ));
         let place = place.unwrap();
         assert_eq!(place.hosts, "a:1,b:27017");
         assert_eq!(place.database, "weather");
@@ -106,11 +108,20 @@ mod tests {
         for (location, part) in [
             ("postgres://u:hunter2@h/db", "mongodb://user:password@"),
             ("mongodb://u:hunter2@h", "names no database"),
-            ("mongodb://u:hunter2@h/?authSource=admin", "names no database"),
+            (
+                "mongodb://u:hunter2@h/?authSource=admin",
+                "names no database",
+            ),
             ("mongodb://u:hun@ter2@h/db", "%40"),
             ("mongodb://u:hunter2@h/db?tls=maybe", "parameters"),
-            ("mongodb://u:hunter2@h/db?authMechanism=MONGODB-AWS", "SCRAM-SHA-256"),
-            ("mongodb://h/db?tls=true&tlsCAFile=/no/such.pem", "/no/such.pem"),
+            (
+                "mongodb://u:hunter2@h/db?authMechanism=MONGODB-AWS",
+                "SCRAM-SHA-256",
+            ),
+            (
+                "mongodb://h/db?tls=true&tlsCAFile=/no/such.pem",
+                "/no/such.pem",
+            ),
         ] {
             let message = check(&Secret::new(location)).unwrap_err().to_string();
             assert!(message.contains(part), "{location}: {message}");

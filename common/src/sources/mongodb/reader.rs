@@ -93,8 +93,17 @@ impl SplitReader for Reader {
     }
 
     fn describe(&self) -> String {
-        let names: Vec<&str> = self.schema.fields().iter().map(|f| f.name().as_str()).collect();
-        let mut text = format!("collection={}, fields=[{}]", self.collection, names.join(", "));
+        let names: Vec<&str> = self
+            .schema
+            .fields()
+            .iter()
+            .map(|f| f.name().as_str())
+            .collect();
+        let mut text = format!(
+            "collection={}, fields=[{}]",
+            self.collection,
+            names.join(", ")
+        );
         if !self.filters.is_empty() {
             let shown: Vec<String> = self.filters.iter().map(relaxed).collect();
             text.push_str(&format!(", filter=[{}]", shown.join(", ")));
@@ -148,7 +157,9 @@ impl Scan {
     async fn run(self, range: &Range, ctx: &TaskContext) -> Result<()> {
         let connected = self.reader.database.open_warm(ctx).await?;
         let place = format!("collection {}", self.reader.collection);
-        self.find(&connected, range).await.map_err(|e| e.context(place))
+        self.find(&connected, range)
+            .await
+            .map_err(|e| e.context(place))
     }
 
     async fn find(&self, connected: &Connected, range: &Range) -> Result<()> {
@@ -192,7 +203,10 @@ impl Scan {
 fn refused(document: &RawDocument, conflict: &Conflict) -> Error {
     let id = document.get("_id").ok().flatten();
     let id = id.and_then(|id| Bson::try_from(id).ok());
-    let id = id.map_or_else(|| "missing".to_owned(), |id| id.into_relaxed_extjson().to_string());
+    let id = id.map_or_else(
+        || "missing".to_owned(),
+        |id| id.into_relaxed_extjson().to_string(),
+    );
     Error::data(format!(
         "the document with _id {id}, field {}: {}. Declare the column with a type that holds it (VARCHAR holds all), or set \
          on_error 'skip'",
