@@ -155,7 +155,7 @@ impl Known {
     }
 
     fn read(&mut self, mut bytes: Bytes) -> Option<()> {
-        if bytes.len() < 17 || bytes.get_u8() != LAYOUT || (bytes.len() - 16) % 24 != 0 {
+        if bytes.len() < 17 || bytes.get_u8() != LAYOUT || !(bytes.len() - 16).is_multiple_of(24) {
             return None;
         }
         self.youngest = bytes.get_i64();

@@ -127,13 +127,10 @@ impl TableProviderFactory for FileTableFactory {
         let single_file: Option<bool> = ours.parsed("single_file")?;
         command.options.retain(|option, _| {
             let option = option.strip_prefix("format.").unwrap_or(option);
+            let is = |name: &str| option.eq_ignore_ascii_case(name);
             // A Parquet file says itself how its pages are compressed; only its writer is told.
-            let written_only =
-                self.0 == Format::Parquet && option.eq_ignore_ascii_case("parquet.compression");
-            !option.eq_ignore_ascii_case("mode")
-                && !option.eq_ignore_ascii_case("single_file")
-                && !(is_json && option.eq_ignore_ascii_case("multi_line"))
-                && !written_only
+            let written_only = self.0 == Format::Parquet && is("parquet.compression");
+            !(written_only || is("mode") || is("single_file") || (is_json && is("multi_line")))
         });
         let layout = Layout::new(self.0, &mut ours)?;
         let is_compressed = layout.is_compressed_text();

@@ -365,7 +365,7 @@ impl Scan {
                 Err(error) => return Err(error),
             }
         }
-        if self.records.len() == 0 && open.broken.is_none() {
+        if self.records.is_empty() && open.broken.is_none() {
             return Ok(None);
         }
         self.metrics.rows_in.add(self.records.len());
