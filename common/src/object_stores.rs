@@ -146,6 +146,7 @@ pub fn writable(folder: &std::path::Path) -> Result<PathBuf> {
 
 /// An error of a store, with the place where it happened.
 pub fn failed(place: impl Display, error: &object_store::Error) -> Error {
+    let status = status(error);
     let kind = match error {
         object_store::Error::NotFound { .. }
         | object_store::Error::InvalidPath { .. }
@@ -153,9 +154,23 @@ pub fn failed(place: impl Display, error: &object_store::Error) -> Error {
         | object_store::Error::PermissionDenied { .. }
         | object_store::Error::Unauthenticated { .. }
         | object_store::Error::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
+        _ if matches!(status, Some(401 | 403 | 404)) => ErrorKind::Invalid,
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, format!("{place}: {error}"))
+    let failed = Error::new(kind, format!("{place}: {error}"));
+    match status {
+        Some(401 | 403) => failed.with_hint(
+            "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN of the process, and at what that key may do there",
+        ),
+        _ => failed,
+    }
+}
+
+/// The status with which a bucket's server answered, by the library's words: where it lists, it has no error for each.
+fn status(error: &object_store::Error) -> Option<u16> {
+    let text = error.to_string();
+    let (_, behind) = text.split_once("status code: ")?;
+    behind.get(..3)?.parse().ok()
 }
 
 impl Stores {

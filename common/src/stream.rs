@@ -102,6 +102,18 @@ impl StreamOptions {
     /// # Errors
     /// A value that is wrong; a column that is not there or is no TIMESTAMP.
     pub fn take(options: &mut Options, schema: Option<&SchemaRef>) -> Result<Self> {
+        Self::take_with(options, schema, None)
+    }
+
+    /// As [`Self::take`], of a table whose event time is column `known` unless its options name another.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_with(
+        options: &mut Options,
+        schema: Option<&SchemaRef>,
+        known: Option<usize>,
+    ) -> Result<Self> {
         let watermark_delay = options.duration_ms("watermark_delay")?;
         let idle_timeout_ms = options.duration_ms("idle_timeout")?;
         let max_offsets_per_trigger = options.parsed("max_offsets_per_trigger")?;
@@ -111,7 +123,7 @@ impl StreamOptions {
             ));
         }
         let event_time = match options.text("event_time") {
-            None => None,
+            None => known,
             Some(name) => {
                 let (index, field) = schema
                     .and_then(|schema| schema.column_with_name(&name))

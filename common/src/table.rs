@@ -272,8 +272,13 @@ impl TableProvider for Table {
         insert_op: InsertOp,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(sink) = &self.table.sink else {
+            let unbounded = if self.unbounded {
+                "an UNBOUNDED table of "
+            } else {
+                ""
+            };
             return Err(Error::invalid(format!(
-                "table {} cannot be written: {} is only a source",
+                "table {} cannot be written: {unbounded}{} is only a source",
                 self.name, self.connector
             ))
             .into());

@@ -185,6 +185,8 @@ pub struct Cluster {
     workers: Vec<Worker>,
     /// In the environment of the processes that are started from now on.
     variables: Vec<(String, String)>,
+    /// Where the master keeps jobs and checkpoints; `None` for a folder of the cluster's own.
+    state_dir: Option<String>,
 }
 
 impl Cluster {
@@ -193,7 +195,7 @@ impl Cluster {
     /// # Errors
     /// The binary is missing, or a process does not come up.
     pub async fn start(workers: usize, slots: usize) -> Result<Self> {
-        Self::start_with(workers, slots, None, &[]).await
+        Self::start_with(workers, slots, None, &[], None).await
     }
 
     /// As [`Self::start`], with variables in the environment of all processes.
@@ -205,7 +207,20 @@ impl Cluster {
         slots: usize,
         variables: &[(&str, &str)],
     ) -> Result<Self> {
-        Self::start_with(workers, slots, None, variables).await
+        Self::start_with(workers, slots, None, variables, None).await
+    }
+
+    /// As [`Self::start_under`], with jobs and checkpoints at a URL.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_at(
+        workers: usize,
+        slots: usize,
+        variables: &[(&str, &str)],
+        state_dir: String,
+    ) -> Result<Self> {
+        Self::start_with(workers, slots, None, variables, Some(state_dir)).await
     }
 
     /// A variable for the processes that are started from now on.
@@ -220,7 +235,7 @@ impl Cluster {
     pub async fn start_behind_proxy(workers: usize, slots: usize) -> Result<Self> {
         // It is told where the master is when that is known.
         let front = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 1))).await?;
-        Self::start_with(workers, slots, Some(front), &[]).await
+        Self::start_with(workers, slots, Some(front), &[], None).await
     }
 
     async fn start_with(
@@ -228,6 +243,7 @@ impl Cluster {
         slots: usize,
         front: Option<Proxy>,
         variables: &[(&str, &str)],
+        state_dir: Option<String>,
     ) -> Result<Self> {
         let dir = logs()?.join(unique("cluster"));
         std::fs::create_dir_all(dir.join("state"))?;
@@ -243,6 +259,7 @@ impl Cluster {
             masters_started: 0,
             workers: Vec::new(),
             variables: Vec::new(),
+            state_dir,
         };
         for (name, value) in variables {
             cluster.set_variable(name, value);
@@ -315,13 +332,14 @@ impl Cluster {
     /// It does not come up; the end of its log is in the message.
     pub async fn restart_master(&mut self) -> Result<()> {
         self.kill_master();
-        let state = url::Url::from_directory_path(self.dir.join("state"))
+        let own = url::Url::from_directory_path(self.dir.join("state"))
             .map_err(|()| anyhow!("{} is no absolute path", self.dir.display()))?;
+        let state_dir = self.state_dir.as_deref().unwrap_or(own.as_str());
         let mut command = self.command("master")?;
         command
             .args(["--listen", &self.grpc.to_string()])
             .args(["--http", &self.http.to_string()])
-            .args(["--state-dir", state.as_str()]);
+            .args(["--state-dir", state_dir]);
         self.masters_started += 1;
         let name = format!("master-{}", self.masters_started);
         let mut process = Process::spawn(&name, command, &self.dir)?;

@@ -1,7 +1,8 @@
-//! What Essaim's tests share: a cluster of real processes, a real PostgreSQL, a real Kafka, and TPC-H.
+//! What Essaim's tests share: a cluster of real processes, a real PostgreSQL, a real Kafka, a FerretDB for MongoDB, and
+//! TPC-H.
 //!
-//! PostgreSQL and Kafka must run already (`make services`); where, say the variables `ESSAIM_TEST_POSTGRES` and
-//! `ESSAIM_TEST_KAFKA`. The binary under test is the one beside the tests in the target folder.
+//! The servers must run already (`make services`); where, say the variables `ESSAIM_TEST_POSTGRES`, `ESSAIM_TEST_KAFKA` and
+//! `ESSAIM_TEST_MONGODB`. The binary under test is the one beside the tests in the target folder.
 
 pub mod broker;
 pub mod certificates;
@@ -9,9 +10,11 @@ pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod folder;
+pub mod feeds;
 pub mod http;
 pub mod kafka;
 pub mod load;
+pub mod mongodb;
 pub mod postgres;
 pub mod proxy;
 pub mod s3;

@@ -187,13 +187,4 @@ impl Bucket {
         }
         Ok(records)
     }
-
-    /// What the store says of an object's content: after an upload in parts `"<hash>-<parts>"`.
-    ///
-    /// # Errors
-    /// Those of the server.
-    pub async fn etag(&self, path: &str) -> Result<String> {
-        let found = self.store.head(&Path::from(path)).await?;
-        found.e_tag.context("the object has no ETag")
-    }
 }

@@ -60,3 +60,8 @@ fn cars_that_are_played_meet_the_news_of_their_makers() -> Result<()> {
 fn snapshots_in_a_bucket_are_read_as_they_appear() -> Result<()> {
     run("markets")
 }
+
+#[test]
+fn readings_of_devices_are_exploded_into_files_and_one_that_grows_each_once() -> Result<()> {
+    run("devices")
+}

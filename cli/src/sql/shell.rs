@@ -68,6 +68,7 @@ const KEYWORDS: &[&str] = &[
     "LOCATION",
     "MAX",
     "MIN",
+    "MONGODB",
     "NOT",
     "NULL",
     "OFFSET",

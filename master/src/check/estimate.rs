@@ -168,11 +168,28 @@ async fn unreadable(store: &Arc<dyn ObjectStore>, parts: Vec<PartitionedFile>) -
     None
 }
 
-/// What a stream would read first: what is there now.
+/// The connector of a stream that an INSERT reads.
+fn connector_of(insert: &PlannedInsert, table: &str) -> &'static str {
+    let mut leaves = Vec::new();
+    for (stage, _) in &insert.stages {
+        find_leaves(&stage.plan, &mut leaves);
+    }
+    let mut scans = leaves
+        .iter()
+        .filter_map(|leaf| leaf.downcast_ref::<ScanExec>());
+    let scan = scans.find(|scan| scan.table() == table);
+    scan.map_or("", ScanExec::connector)
+}
+
+/// What a stream of `insert` would read first: what is there now.
 ///
 /// # Errors
 /// The server is out of reach; the options name what is not there.
-pub async fn of_stream(table: &str, source: &dyn StreamSource) -> Result<SourceEstimate> {
+pub async fn of_stream(
+    insert: &PlannedInsert,
+    table: &str,
+    source: &dyn StreamSource,
+) -> Result<SourceEstimate> {
     let named = |e: essaim_common::Error| e.context(format!("table {table}"));
     let start = source.start().await.map_err(named)?;
     let there = source.available(&start).await.map_err(named)?;
@@ -183,7 +200,7 @@ pub async fn of_stream(table: &str, source: &dyn StreamSource) -> Result<SourceE
     Ok(SourceEstimate {
         line: 0,
         table: table.to_owned(),
-        connector: "KAFKA".to_owned(),
+        connector: connector_of(insert, table).to_owned(),
         unbounded: true,
         splits: there.latest.0.len() as u64,
         rows: Some(rows.sum()),

@@ -207,7 +207,7 @@ impl Check {
 
     async fn stream(&mut self, place: Place, query: &Query, planned: &PlannedInsert) {
         for (table, source) in &planned.sources {
-            match estimate::of_stream(table, source.as_ref()).await {
+            match estimate::of_stream(planned, table, source.as_ref()).await {
                 Ok(estimate) => self.estimates.push(at(estimate, place)),
                 Err(error) => self.add(place, Finding::from(&error)),
             }

@@ -155,6 +155,14 @@ impl Layout {
         format!("{}{codec}", self.format.name().to_ascii_lowercase())
     }
 
+    /// Whether its files are CSV or JSON that is compressed.
+    pub fn is_compressed_text(&self) -> bool {
+        self.format != Format::Parquet
+            && self
+                .text_compression()
+                .is_ok_and(|codec| codec.is_compressed())
+    }
+
     /// Whether a location that does not exist yet names one file rather than a folder.
     pub fn names_file(&self, location: &str) -> bool {
         location.ends_with(&format!(".{}", self.extension()))

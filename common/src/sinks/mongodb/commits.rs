@@ -88,7 +88,9 @@ impl Commits {
             .return_document(ReturnDocument::After);
         match connected.attempt(STATEMENT, claim).await? {
             Ok(Some(document)) => known(&document),
-            Ok(None) => Err(Error::unavailable(format!("{COLLECTION} has lost a document"))),
+            Ok(None) => Err(Error::unavailable(format!(
+                "{COLLECTION} has lost a document"
+            ))),
             Err(error) => match error.kind.as_ref() {
                 // It is there with a higher generation, or another master has made it in the same moment.
                 Driver::Command(refused) if refused.code == DUPLICATE_KEY => {
@@ -131,7 +133,8 @@ impl Commits {
             .iter()
             .map(|part| Bson::Document(doc! { "collection": &part.collection, "rows": part.rows }))
             .collect();
-        self.change(connected, doc! { "$set": { "pending": pending } }).await
+        self.change(connected, doc! { "$set": { "pending": pending } })
+            .await
     }
 
     /// Takes that back.
@@ -139,7 +142,8 @@ impl Commits {
     /// # Errors
     /// As `check`.
     pub async fn undecide(&self, connected: &Connected) -> Result<()> {
-        self.change(connected, doc! { "$unset": { "pending": "" } }).await
+        self.change(connected, doc! { "$unset": { "pending": "" } })
+            .await
     }
 
     /// Writes an epoch down as being in.

@@ -1,9 +1,9 @@
 //! The sink committer: writes down which staged rows are the result, and from there on carries it through, whoever does.
 
+use super::Mode;
 use super::commits::{COLLECTION, Commits, Staged, signed};
 use super::target::{Chunk, Target, bytes, digest};
 use super::writer::ROW;
-use super::Mode;
 use crate::connector::{Begin, Part, SinkCommitter, SinkRun};
 use crate::error::{Error, Result};
 use crate::sinks::again::again;
@@ -77,7 +77,10 @@ impl Committer {
             let (Some(Bson::Document(row)), Ok(number)) =
                 (document.remove(ROW), document.get_i64("_id"))
             else {
-                return Err(Error::internal(format!("{} is of another version", staged.collection)));
+                return Err(Error::internal(format!(
+                    "{} is of another version",
+                    staged.collection
+                )));
             };
             let document = match self.target.mode {
                 Mode::Append => self.target.appended(row, format!("{ids}{number:08x}"))?,
@@ -129,7 +132,9 @@ impl Committer {
                 // The next character: all that begin with it lie between.
                 let to = format!("{}`", from.trim_end_matches('_'));
                 let these = doc! { "_id": { "$gte": from, "$lt": to } };
-                connected.within(SCAN, collection.delete_many(these)).await?;
+                connected
+                    .within(SCAN, collection.delete_many(these))
+                    .await?;
             }
         }
         self.commits.undecide(connected).await

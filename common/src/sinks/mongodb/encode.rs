@@ -128,13 +128,14 @@ fn time<T: ArrowPrimitiveType<Native = i64>>(
     array: &ArrayRef,
     ms: impl Fn(i64) -> i64,
 ) -> Vec<Bson> {
-    primitive::<T>(array, |time| Bson::DateTime(DateTime::from_millis(ms(time))))
+    primitive::<T>(array, |time| {
+        Bson::DateTime(DateTime::from_millis(ms(time)))
+    })
 }
 
 fn values(array: &ArrayRef) -> Result<Vec<Bson>> {
-    let as_type = |data_type: &DataType| {
-        cast(array, data_type).map_err(|e| Error::data(e.to_string()))
-    };
+    let as_type =
+        |data_type: &DataType| cast(array, data_type).map_err(|e| Error::data(e.to_string()));
     Ok(match array.data_type() {
         DataType::Null => vec![Bson::Null; array.len()],
         DataType::Boolean => {
@@ -195,7 +196,9 @@ fn values(array: &ArrayRef) -> Result<Vec<Bson>> {
         DataType::Date32 => primitive::<Date32Type>(array, |days| {
             Bson::DateTime(DateTime::from_millis(i64::from(days) * MS_PER_DAY))
         }),
-        DataType::Date64 => return values(&as_type(&DataType::Timestamp(TimeUnit::Millisecond, None))?),
+        DataType::Date64 => {
+            return values(&as_type(&DataType::Timestamp(TimeUnit::Millisecond, None))?);
+        }
         DataType::Struct(fields) => {
             let array = array.as_struct();
             let columns = array
@@ -219,12 +222,16 @@ fn values(array: &ArrayRef) -> Result<Vec<Bson>> {
         DataType::List(_) => {
             let list = array.as_list::<i32>();
             let lists = list.iter();
-            lists.map(|items| self::list(items.as_ref())).collect::<Result<_>>()?
+            lists
+                .map(|items| self::list(items.as_ref()))
+                .collect::<Result<_>>()?
         }
         DataType::LargeList(_) => {
             let list = array.as_list::<i64>();
             let lists = list.iter();
-            lists.map(|items| self::list(items.as_ref())).collect::<Result<_>>()?
+            lists
+                .map(|items| self::list(items.as_ref()))
+                .collect::<Result<_>>()?
         }
         DataType::ListView(item) | DataType::FixedSizeList(item, _) => {
             return values(&as_type(&DataType::List(item.clone()))?);
@@ -281,8 +288,14 @@ mod tests {
         let decimals = Decimal128Array::from(vec![Some(-150), None]);
         let batch = RecordBatch::try_from_iter(vec![
             ("n", Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef),
-            ("d", Arc::new(decimals.with_precision_and_scale(10, 2).unwrap())),
-            ("at", Arc::new(TimestampNanosecondArray::from(vec![1_500_000, -1]))),
+            (
+                "d",
+                Arc::new(decimals.with_precision_and_scale(10, 2).unwrap()),
+            ),
+            (
+                "at",
+                Arc::new(TimestampNanosecondArray::from(vec![1_500_000, -1])),
+            ),
             ("nested", Arc::new(nested)),
             ("list", Arc::new(list)),
         ])
@@ -318,6 +331,9 @@ mod tests {
         )])
         .unwrap();
         let message = documents(&batch).unwrap_err().to_string();
-        assert!(message.contains("column big: 18446744073709551615"), "{message}");
+        assert!(
+            message.contains("column big: 18446744073709551615"),
+            "{message}"
+        );
     }
 }

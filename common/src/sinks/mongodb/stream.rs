@@ -188,13 +188,15 @@ impl MongoStream {
     async fn remove_strays(&self, written: &Epoch<'_>, first: u64, last: u64) -> Result<()> {
         let connected = written.connected;
         let collection = connected.collection(&self.target.collection);
-        let range = doc! { "_id": { "$gte": self.commits.ids(first), "$lt": self.commits.ids(last + 1) } };
+        let range =
+            doc! { "_id": { "$gte": self.commits.ids(first), "$lt": self.commits.ids(last + 1) } };
         let find = collection.find(range).projection(doc! { "_id": 1 });
         let mut cursor = connected.within(SCAN, find).await?;
         let mut strays = Vec::new();
         loop {
             let more = connected.within(SCAN, cursor.advance()).await?;
-            if more && let Ok(id) = cursor.current().get_str("_id")
+            if more
+                && let Ok(id) = cursor.current().get_str("_id")
                 && !written.wrote(id)
             {
                 strays.push(id.to_owned());
@@ -232,7 +234,10 @@ impl StreamSink for MongoStream {
 
     async fn commit(&self, epoch: u64, mut rows: SendableRecordBatchStream) -> Result<u64> {
         let mut session = self.session.lock().await;
-        if session.committed.is_some_and(|committed| committed >= epoch) {
+        if session
+            .committed
+            .is_some_and(|committed| committed >= epoch)
+        {
             return Ok(0);
         }
         let written = self.write(epoch, &mut rows, &session).await;

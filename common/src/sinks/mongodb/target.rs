@@ -71,7 +71,10 @@ pub fn bytes(document: &Document) -> Result<Vec<u8>> {
 /// 128 bits that tell documents apart.
 pub fn digest(bytes: &[u8]) -> u128 {
     let digest = Sha256::digest(bytes);
-    digest.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
+    digest
+        .iter()
+        .take(16)
+        .fold(0, |number, byte| number << 8 | u128::from(*byte))
 }
 
 impl Target {
@@ -102,7 +105,9 @@ impl Target {
             }
         }
         if key == ["_id"] && input.fields().len() == 1 {
-            return Err(Error::invalid("there is nothing to write beside the key _id"));
+            return Err(Error::invalid(
+                "there is nothing to write beside the key _id",
+            ));
         }
         let connected = sink.database.open().await?;
         if encode::has_decimals(input) && connected.version().await?.starts_with("FerretDB v1") {
@@ -146,7 +151,10 @@ impl Target {
     }
 
     fn index_keys(&self) -> Document {
-        self.key.iter().map(|name| (name.clone(), Bson::Int32(1))).collect()
+        self.key
+            .iter()
+            .map(|name| (name.clone(), Bson::Int32(1)))
+            .collect()
     }
 
     async fn has_index(&self, connected: &Connected) -> Result<bool> {
@@ -282,7 +290,9 @@ impl Target {
         let there = connected.within(SCAN, there).await?.len();
         match there == ids.len() {
             true => Ok(()),
-            false => Err(refused().with_hint("another unique index of the collection refuses the row")),
+            false => {
+                Err(refused().with_hint("another unique index of the collection refuses the row"))
+            }
         }
     }
 
@@ -343,8 +353,14 @@ mod tests {
         );
         let by_id = target(Mode::Upsert, &["_id"]);
         let (update, _) = by_id.update(doc! { "_id": 7, "t": 3.5 }).unwrap();
-        assert_eq!(update, doc! { "q": { "_id": 7 }, "u": { "$set": { "t": 3.5 } }, "upsert": true });
-        for row in [doc! { "city": Bson::Null, "at": 1 }, doc! { "_id": 1, "city": "x", "at": 1 }] {
+        assert_eq!(
+            update,
+            doc! { "q": { "_id": 7 }, "u": { "$set": { "t": 3.5 } }, "upsert": true }
+        );
+        for row in [
+            doc! { "city": Bson::Null, "at": 1 },
+            doc! { "_id": 1, "city": "x", "at": 1 },
+        ] {
             assert!(by_city.update(row).is_err());
         }
     }
@@ -354,7 +370,9 @@ mod tests {
         let append = target(Mode::Append, &[]);
         let document = append.appended(doc! { "t": 1, "_id": Bson::Null }, "x".to_owned());
         assert_eq!(document.unwrap(), doc! { "_id": "x", "t": 1 });
-        let message = append.appended(doc! { "_id": 1 }, "x".to_owned()).unwrap_err();
+        let message = append
+            .appended(doc! { "_id": 1 }, "x".to_owned())
+            .unwrap_err();
         assert!(message.to_string().contains("key '_id'"), "{message}");
     }
 

@@ -81,7 +81,8 @@ impl SinkWriter for Writer {
                 let document = doc! { "_id": number, ROW: row };
                 let size = bytes(&document)?.len();
                 if chunk.is_full(size) {
-                    self.send(connected, &staging, std::mem::take(&mut chunk)).await?;
+                    self.send(connected, &staging, std::mem::take(&mut chunk))
+                        .await?;
                 }
                 chunk.push(document, size);
                 number += 1;

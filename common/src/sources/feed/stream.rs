@@ -464,3 +464,6 @@ impl SplitReader for EntryReader {
 pub fn mark(name: &str, value: &str) -> Mark {
     (name.to_owned(), value.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

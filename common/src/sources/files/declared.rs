@@ -1,4 +1,4 @@
-//! The options of tables of files that we read ourselves: those that are UNBOUNDED, and multi-line JSON.
+//! The options of tables of files that we read ourselves: those that are UNBOUNDED, multi-line JSON, compressed texts.
 
 use super::clean::CleanUp;
 use super::csv::CsvFormat;
@@ -15,7 +15,7 @@ use crate::connector::{ConnectorTable, SplitReader, TableSpec};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::scan::project_schema;
-use crate::sinks::files::{Format, Layout};
+use crate::sinks::files::{FileSink, Format, Layout};
 use crate::sources::kafka::decode::JsonDecoder;
 use crate::sources::kafka::timestamps::EpochUnit;
 use crate::stream::StreamOptions;
@@ -95,12 +95,21 @@ impl Declared {
     }
 }
 
-/// Makes a table of files that we read ourselves.
+/// Makes a table of files that we read ourselves. `sink` is what writes it, if anything does.
 ///
 /// # Errors
 /// An option that is wrong, missing or unknown; a store that is out of reach, where it has to be asked.
-pub(super) async fn table(format: Format, mut spec: TableSpec) -> Result<ConnectorTable> {
+pub(super) async fn table(
+    format: Format,
+    mut spec: TableSpec,
+    sink: Option<Arc<FileSink>>,
+) -> Result<ConnectorTable> {
     let options = &mut spec.options;
+    if sink.is_some() {
+        // They are the sink's, which has taken them.
+        options.text("mode");
+        options.text("single_file");
+    }
     let recursive = options.one_of("recursive_file_lookup", &[("false", false), ("true", true)])?;
     let place = Place::new(spec.location.expose(), recursive, options)?;
     let plan = plan(format, &place, options)?;
@@ -120,7 +129,7 @@ pub(super) async fn table(format: Format, mut spec: TableSpec) -> Result<Connect
         return Ok(ConnectorTable {
             schema: Some(Arc::clone(&declared.schema)),
             source: Some(Arc::new(Documents { declared, place })),
-            sink: None,
+            sink: sink.map(|sink| sink as _),
         });
     }
     let (stream, schema) = match rate {

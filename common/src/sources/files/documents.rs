@@ -1,4 +1,4 @@
-//! Multi-line JSON as a table: each file is a split.
+//! Files as a table that DataFusion does not read, such as multi-line JSON and compressed texts: each is a split.
 
 use super::declared::Declared;
 use super::place::Place;
@@ -7,7 +7,7 @@ use crate::connector::{PlannedScan, ScanRequest, Source, Split};
 use crate::error::{Error, Result};
 use async_trait::async_trait;
 
-/// Files that are documents rather than lines.
+/// Files that are read from their beginning to their end.
 #[derive(Debug)]
 pub(super) struct Documents {
     pub declared: Declared,

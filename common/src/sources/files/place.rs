@@ -6,7 +6,7 @@ use crate::object_stores::{self, failed};
 use crate::options::Options;
 use datafusion::datasource::listing::ListingTableUrl;
 use futures::{StreamExt, TryStreamExt};
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{ObjectMeta, ObjectStoreExt};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ pub(super) struct Place {
 /// A pattern of what follows the folder.
 #[derive(Debug, Clone)]
 struct Pattern {
+    /// Holds the compiled pattern.
     url: ListingTableUrl,
     /// How many names a path that matches has; `None` if it may have any number.
     names: Option<usize>,
@@ -168,21 +169,18 @@ impl Place {
         let Some(names) = path.prefix_match(&self.folder) else {
             return false;
         };
-        let mut count = 0;
-        for name in names {
-            if name.as_ref().starts_with(['_', '.']) {
-                return false;
-            }
-            count += 1;
+        let names: Vec<_> = names.collect();
+        let is_hidden = |name: &PathPart<'_>| name.as_ref().starts_with(['_', '.']);
+        if names.is_empty() || names.iter().any(is_hidden) {
+            return false;
         }
-        count > 0
-            && match &self.pattern {
-                Some(pattern) => {
-                    pattern.names.is_none_or(|names| names == count)
-                        && pattern.url.contains(path, false)
-                }
-                None => self.recursive || count == 1,
-            }
+        let Some(pattern) = &self.pattern else {
+            return self.recursive || names.len() == 1;
+        };
+        let below: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        let glob = pattern.url.get_glob().as_ref();
+        pattern.names.is_none_or(|count| count == names.len())
+            && glob.is_some_and(|glob| glob.matches(&below.join("/")))
     }
 }
 
@@ -220,6 +218,7 @@ mod tests {
         assert!(is_in("/in/2026-*/a?.json", false, "in/2026-11/a1.json"));
         assert!(!is_in("/in/2026-*/a?.json", false, "in/2025-11/a1.json"));
         assert!(is_in("/in/**/*.json", false, "in/b/c/a.json"));
+        assert!(is_in("/in/day=*/*.json", false, "in/day=1/a.json"));
         assert!(is_in("/in/*.json", true, "in/b/a.json"));
     }
 }

@@ -332,11 +332,14 @@ impl Scan {
     async fn open(&mut self, file: &FileVersion) -> Result<Option<Open>> {
         let content = match &self.plan.format {
             FileFormat::Parquet => {
-                if self.storage.get(file, Some(0..0)).await?.is_none() {
+                // A file without any bytes is a file without rows, whatever the format.
+                let is_empty = file.size == 0;
+                if (is_empty || self.plan.ignore_missing_files)
+                    && self.storage.get(file, Some(0..0)).await?.is_none()
+                {
                     return self.missing(file);
                 }
-                // A file without any bytes is a file without rows, whatever the format.
-                if file.size == 0 {
+                if is_empty {
                     return Ok(None);
                 }
                 let (skip, most) = match self.rows {

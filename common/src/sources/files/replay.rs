@@ -191,7 +191,9 @@ impl Replay {
         let (first, from) =
             nearest.map_or((0, Mark { file: 0, byte: 0 }), |(row, mark)| (*row, *mark));
         let until = marks.get(&end);
-        let last = until.map_or(files.len(), |until| (until.file + 1).min(files.len()));
+        // The row before `end` lies in the file of a later mark at the latest.
+        let behind = marks.range(end..).next();
+        let last = behind.map_or(files.len(), |(_, mark)| (mark.file + 1).min(files.len()));
         let is_one = until.is_some_and(|until| until.file == from.file);
         FileSplit {
             files: files.get(from.file..last).unwrap_or_default().to_vec(),

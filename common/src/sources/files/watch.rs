@@ -281,3 +281,7 @@ impl Inner {
         unclean
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

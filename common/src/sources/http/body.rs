@@ -24,6 +24,7 @@ impl<'a> Document<'a> {
     /// # Errors
     /// It is no JSON; the message shows how it begins.
     pub fn new(body: &'a [u8], paths: bool) -> Result<Self> {
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         let body = if body.trim_ascii().is_empty() {
             b"[]"
         } else {
@@ -127,6 +128,7 @@ mod tests {
             [r#"{"p": 1.10000000000000000001}"#, "2"]
         );
         assert_eq!(records(r#"{"a":[1]}"#, None), [r#"{"a":[1]}"#]);
+        assert_eq!(records("\u{feff}[1]", None), ["1"]);
         assert!(records("", None).is_empty());
         assert!(records("[]", None).is_empty());
     }

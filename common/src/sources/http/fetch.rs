@@ -141,17 +141,17 @@ impl Fetcher {
             };
             failures += 1;
             let wait = after.unwrap_or_else(|| pause(failures));
+            // Whoever asks too often is to be quiet altogether, whatever else there is to ask.
+            if after.is_some() {
+                let until = Instant::now() + wait.min(MAX_RETRY_AFTER);
+                let mut quiet = self.quiet_until.lock();
+                *quiet = Some(quiet.map_or(until, |known| known.max(until)));
+            }
             if wait > MAX_RETRY_AFTER {
                 return Err(error.with_hint(format!(
                     "that is longer than the {} s that are waited at most",
                     MAX_RETRY_AFTER.as_secs()
                 )));
-            }
-            // Whoever asks too often is to be quiet altogether, whatever else there is to ask.
-            if after.is_some() {
-                let until = Instant::now() + wait;
-                let mut quiet = self.quiet_until.lock();
-                *quiet = Some(quiet.map_or(until, |known| known.max(until)));
             }
             if failures > self.requests.retries {
                 return Err(error);

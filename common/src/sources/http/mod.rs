@@ -92,7 +92,7 @@ impl Connector for Http {
         let pages = Pages::new(Fetcher::new(plan.requests.clone()), plan.pages.clone())?;
         let poll = Poll {
             pages: Arc::new(pages),
-            urls: urls.clone(),
+            urls: Veiled(urls.clone()),
             interval: declared.interval,
             on_error: plan.rows.on_error,
         };

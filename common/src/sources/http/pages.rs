@@ -139,7 +139,6 @@ pub struct Page {
 }
 
 /// The reading of one URL, page after page.
-#[derive(Debug)]
 pub struct Walk {
     pages: Arc<Pages>,
     url: Url,
@@ -212,13 +211,15 @@ impl Walk {
         };
         let pages = Arc::clone(&self.pages);
         // A first page that has not changed says nothing of those behind it.
-        let conditional = self.polls && pages.plan.paging == Paging::None;
+        let fetcher = &pages.fetcher;
+        let conditional =
+            self.polls && pages.plan.paging == Paging::None && !fetcher.requests.are_posts();
         let known = conditional.then_some(&self.standing.validators);
-        let answer = pages.fetcher.ask(&url, known).await?;
+        let answer = fetcher.ask(&url, known).await?;
         let Some(body) = &answer.body else {
             return Ok(None);
         };
-        let shown = pages.fetcher.shown(&url);
+        let shown = fetcher.shown(&url);
         self.asked += 1;
         self.page(&url, &shown, &answer, body)
             .map(Some)

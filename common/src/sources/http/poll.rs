@@ -3,6 +3,7 @@
 use super::pages::{Pages, Standing, Walk};
 use crate::error::{Error, Result};
 use crate::sources::feed::plan::OnError;
+use crate::sources::feed::shown::Veiled;
 use crate::sources::feed::stream::{Feed, Inbox, Marks, mark};
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
@@ -22,7 +23,7 @@ const AT_A_TIME: usize = 4;
 #[derive(Debug)]
 pub struct Poll {
     pub pages: Arc<Pages>,
-    pub urls: Vec<Url>,
+    pub urls: Veiled<Vec<Url>>,
     pub interval: Duration,
     pub on_error: OnError,
 }
@@ -42,7 +43,7 @@ impl Feed for Poll {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             ticks.tick().await;
-            let polled = futures::stream::iter(self.urls.clone())
+            let polled = futures::stream::iter(self.urls.0.clone())
                 .map(|url| self.poll(url, &standings, inbox))
                 .buffer_unordered(AT_A_TIME)
                 .try_collect::<Vec<()>>();

@@ -40,7 +40,7 @@ pub fn urls(location: &str, options: &mut Options) -> Result<Vec<Url>> {
         let Piece::Value(name) = piece else { continue };
         let list = lists.get(name).ok_or_else(|| {
             options.error(format!(
-                "LOCATION has the placeholder {{{name}}}: give its values with 'url.{name}' 'a,b,c'"
+                "LOCATION has the placeholder {{{name}}}: give its values with 'url.{name}' 'a,b,c', or write %7B for a brace that is none"
             ))
         })?;
         if count > 1 && list.len() != count {

@@ -8,7 +8,9 @@ use crate::secret::Secret;
 use datafusion::execution::TaskContext;
 use futures::TryStreamExt;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
-use mongodb::options::{Acknowledgment, ClientOptions, WriteConcern};
+use mongodb::options::{
+    Acknowledgment, ClientOptions, CollectionOptions, ReadPreference, SelectionCriteria,
+};
 use mongodb::{Client, Collection};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -119,12 +121,10 @@ impl Database {
         options.server_selection_timeout.get_or_insert(CONNECT);
         options.max_pool_size.get_or_insert(CONNECTIONS);
         // A write that a new primary could lose is none: commits are built on them.
-        options.write_concern.get_or_insert_with(|| {
-            WriteConcern::builder()
-                .w(Acknowledgment::Majority)
-                .w_timeout(STATEMENT)
-                .build()
-        });
+        let mut concern = options.write_concern.take().unwrap_or_default();
+        concern.w.get_or_insert(Acknowledgment::Majority);
+        concern.w_timeout.get_or_insert(STATEMENT);
+        options.write_concern = Some(concern);
         Client::with_options(options).map_err(|e| driver_error(&e, &place))
     }
 }
@@ -189,14 +189,18 @@ impl fmt::Debug for Connected {
 }
 
 impl Connected {
-    /// A collection, whose documents come as bytes.
+    /// A collection to be read from where LOCATION says, whose documents come as bytes.
     pub fn raw(&self, name: &str) -> Collection<RawDocumentBuf> {
         self.database.collection(name)
     }
 
-    /// A collection of documents.
+    /// A collection of documents to be written, and read as it stands on the primary.
     pub fn collection(&self, name: &str) -> Collection<Document> {
-        self.database.collection(name)
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let options = CollectionOptions::builder()
+            .selection_criteria(primary)
+            .build();
+        self.database.collection_with_options(name, options)
     }
 
     /// Runs something of the driver's, so long and no longer.

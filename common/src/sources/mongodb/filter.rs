@@ -38,7 +38,9 @@ pub fn translate(filter: &Expr, schema: &Schema) -> Option<Document> {
                 (Some(left), Some(right)) => Some(doc! { "$and": [left, right] }),
                 (one, other) => one.or(other),
             },
-            Operator::Or => Some(doc! { "$or": [translate(left, schema)?, translate(right, schema)?] }),
+            Operator::Or => {
+                Some(doc! { "$or": [translate(left, schema)?, translate(right, schema)?] })
+            }
             op => compare(left, *op, right, schema),
         },
         Expr::Column(_) | Expr::ScalarFunction(_) => is_bool(filter, true, schema),
@@ -218,7 +220,10 @@ fn equals(value: &ScalarValue, class: Class) -> Option<Vec<Bson>> {
 /// A text, and the ObjectId that is read as it. Texts that other values may be read as are not compared there.
 fn text(text: &str) -> Option<Vec<Bson>> {
     let is_hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
-    if text.len() == 24 && text.chars().all(is_hex) && text.contains(|c: char| c.is_ascii_lowercase()) {
+    if text.len() == 24
+        && text.chars().all(is_hex)
+        && text.contains(|c: char| c.is_ascii_lowercase())
+    {
         let id = ObjectId::parse_str(text).ok()?;
         return Some(vec![Bson::String(text.to_owned()), Bson::ObjectId(id)]);
     }
@@ -306,7 +311,7 @@ mod tests {
             (!col("b"), r#"{"b":false}"#),
             (
                 col("f").gt(lit(0.5)),
-                r#"{"f":{"$type":"number","$not":{"$lt":0.5}}}"#,
+                r#"{"f":{"$not":{"$lt":0.5},"$type":"number"}}"#,
             ),
             (
                 col("data").field("t").lt_eq(lit(0.5)),

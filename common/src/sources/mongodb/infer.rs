@@ -46,7 +46,9 @@ impl Kind {
             RawBsonRef::Int32(_) => Self::Int,
             RawBsonRef::Int64(_) => Self::Long,
             RawBsonRef::Double(_) => Self::Double,
-            RawBsonRef::Decimal128(value) => scale(&value.to_string()).map_or(Self::Text, Self::Decimal),
+            RawBsonRef::Decimal128(value) => {
+                scale(&value.to_string()).map_or(Self::Text, Self::Decimal)
+            }
             RawBsonRef::DateTime(_) => Self::Date,
             RawBsonRef::Binary(binary) if binary.subtype != BinarySubtype::Uuid => Self::Bytes,
             RawBsonRef::Array(values) => {
@@ -228,7 +230,9 @@ mod tests {
 
     #[test]
     fn documents_of_an_array_are_one_struct() {
-        let found = types(vec![doc! { "a": [{ "x": 1 }, { "x": 2i64, "y": "z" }, {}] }]);
+        let found = types(vec![
+            doc! { "a": [{ "x": 1 }, { "x": 2i64, "y": "z" }, {}] },
+        ]);
         let item = DataType::Struct(
             vec![
                 Field::new("x", DataType::Int64, true),

@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use crate::secret::Secret;
 use mongodb::options::{AuthMechanism, ConnectionString, HostInfo, Tls};
 
+const MECHANISMS: &str = "SCRAM-SHA-256, SCRAM-SHA-1, PLAIN or MONGODB-X509";
+
 /// Where a LOCATION leads, without its login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -33,7 +35,9 @@ pub fn check(location: &Secret) -> Result<Place> {
         return Err(wrong(""));
     }
     let parsed = ConnectionString::parse(text).map_err(|_| match text.contains('?') {
-        true => wrong(", with the parameters of a MongoDB connection string"),
+        true => wrong(&format!(
+            ", with the parameters of a MongoDB connection string (authMechanism: {MECHANISMS})"
+        )),
         false => wrong(""),
     })?;
     let database = parsed
@@ -61,9 +65,9 @@ pub fn check(location: &Secret) -> Result<Place> {
                 | AuthMechanism::MongoDbX509
         )
     ) {
-        return Err(Error::invalid(
-            "authMechanism in the LOCATION: write SCRAM-SHA-256, SCRAM-SHA-1, PLAIN or MONGODB-X509",
-        ));
+        return Err(Error::invalid(format!(
+            "authMechanism in the LOCATION: write {MECHANISMS}"
+        )));
     }
     if let Some(Tls::Enabled(tls)) = parsed.tls {
         let files = [
@@ -91,7 +95,9 @@ mod tests {
 
     #[test]
     fn a_location_names_hosts_and_database() {
-        let place = check(&Secret::new("mongodb://u:p%40w@a:1,b/weather?authSource=admin"));
+        let place = check(&Secret::new(
+            "mongodb://u:p%40w@a:1,b/weather?authSource=admin",
+        ));
         let place = place.unwrap();
         assert_eq!(place.hosts, "a:1,b:27017");
         assert_eq!(place.database, "weather");
@@ -102,11 +108,20 @@ mod tests {
         for (location, part) in [
             ("postgres://u:hunter2@h/db", "mongodb://user:password@"),
             ("mongodb://u:hunter2@h", "names no database"),
-            ("mongodb://u:hunter2@h/?authSource=admin", "names no database"),
+            (
+                "mongodb://u:hunter2@h/?authSource=admin",
+                "names no database",
+            ),
             ("mongodb://u:hun@ter2@h/db", "%40"),
             ("mongodb://u:hunter2@h/db?tls=maybe", "parameters"),
-            ("mongodb://u:hunter2@h/db?authMechanism=MONGODB-AWS", "SCRAM-SHA-256"),
-            ("mongodb://h/db?tls=true&tlsCAFile=/no/such.pem", "/no/such.pem"),
+            (
+                "mongodb://u:hunter2@h/db?authMechanism=MONGODB-AWS",
+                "SCRAM-SHA-256",
+            ),
+            (
+                "mongodb://h/db?tls=true&tlsCAFile=/no/such.pem",
+                "/no/such.pem",
+            ),
         ] {
             let message = check(&Secret::new(location)).unwrap_err().to_string();
             assert!(message.contains(part), "{location}: {message}");

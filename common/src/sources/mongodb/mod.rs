@@ -5,6 +5,7 @@
 //! fetches one range and the [`decode`]r makes Arrow of it. Columns that are not declared come from a sample ([`infer`]).
 //! The way back is in [`crate::sinks::mongodb`].
 
+mod cells;
 pub(crate) mod client;
 mod decode;
 mod filter;
@@ -58,9 +59,15 @@ impl Connector for Mongodb {
                 "option collection '{collection}': write the name of a collection"
             )));
         }
-        let on_error = options.one_of("on_error", &[("fail", OnError::Fail), ("skip", OnError::Skip)])?;
+        let on_error = options.one_of(
+            "on_error",
+            &[("fail", OnError::Fail), ("skip", OnError::Skip)],
+        )?;
         let sample_size = sample_size(options)?;
-        let mode = options.one_of("mode", &[("append", Mode::Append), ("upsert", Mode::Upsert)])?;
+        let mode = options.one_of(
+            "mode",
+            &[("append", Mode::Append), ("upsert", Mode::Upsert)],
+        )?;
         let mut key = options.names("key");
         if key.is_empty() {
             key.clone_from(&spec.primary_key);
@@ -152,7 +159,14 @@ async fn sample(
     }
     let collection = connected.raw(collection);
     let limit = i64::try_from(size).unwrap_or(i64::MAX);
-    let documents = async { collection.find(doc! {}).limit(limit).await?.try_collect().await };
+    let documents = async {
+        collection
+            .find(doc! {})
+            .limit(limit)
+            .await?
+            .try_collect()
+            .await
+    };
     connected.within(SCAN, documents).await
 }
 

@@ -93,8 +93,17 @@ impl SplitReader for Reader {
     }
 
     fn describe(&self) -> String {
-        let names: Vec<&str> = self.schema.fields().iter().map(|f| f.name().as_str()).collect();
-        let mut text = format!("collection={}, fields=[{}]", self.collection, names.join(", "));
+        let names: Vec<&str> = self
+            .schema
+            .fields()
+            .iter()
+            .map(|f| f.name().as_str())
+            .collect();
+        let mut text = format!(
+            "collection={}, fields=[{}]",
+            self.collection,
+            names.join(", ")
+        );
         if !self.filters.is_empty() {
             let shown: Vec<String> = self.filters.iter().map(relaxed).collect();
             text.push_str(&format!(", filter=[{}]", shown.join(", ")));
@@ -148,7 +157,9 @@ impl Scan {
     async fn run(self, range: &Range, ctx: &TaskContext) -> Result<()> {
         let connected = self.reader.database.open_warm(ctx).await?;
         let place = format!("collection {}", self.reader.collection);
-        self.find(&connected, range).await.map_err(|e| e.context(place))
+        self.find(&connected, range)
+            .await
+            .map_err(|e| e.context(place))
     }
 
     async fn find(&self, connected: &Connected, range: &Range) -> Result<()> {
@@ -157,24 +168,22 @@ impl Scan {
             .find(self.reader.query(range)?)
             .projection(self.reader.projection())
             .batch_size(u32::try_from(self.batch_size).unwrap_or(u32::MAX));
-        if let Some(limit) = self.reader.limit {
-            // A limit of 0 would mean none.
-            let Some(limit) = i64::try_from(limit).ok().filter(|limit| *limit > 0) else {
-                return Ok(());
-            };
-            find = find.limit(limit);
+        let wanted = self.reader.limit.unwrap_or(usize::MAX);
+        // Of a server's limit those that are skipped would be a part; and a limit of 0 would mean none.
+        if let (Some(limit @ 1..), OnError::Fail) = (self.reader.limit, self.reader.on_error) {
+            find = find.limit(i64::try_from(limit).unwrap_or(i64::MAX));
         }
         let mut cursor = connected.within(SCAN, find).await?;
         let mut decoder = Decoder::new(self.reader.schema());
-        while connected.within(SCAN, cursor.advance()).await? {
+        let mut rows = 0;
+        while rows < wanted && connected.within(SCAN, cursor.advance()).await? {
             let document = cursor.current();
             self.counts.rows_in.add(1);
             self.counts.bytes_in.add(document.as_bytes().len());
-            if let Err(conflict) = decoder.push(document) {
-                match self.reader.on_error {
-                    OnError::Fail => return Err(refused(document, &conflict)),
-                    OnError::Skip => self.counts.records_skipped.add(1),
-                }
+            match (decoder.push(document), self.reader.on_error) {
+                (Ok(()), _) => rows += 1,
+                (Err(conflict), OnError::Fail) => return Err(refused(document, &conflict)),
+                (Err(_), OnError::Skip) => self.counts.records_skipped.add(1),
             }
             if decoder.rows() == self.batch_size
                 && self.batches.send(Ok(decoder.finish()?)).await.is_err()
@@ -194,7 +203,10 @@ impl Scan {
 fn refused(document: &RawDocument, conflict: &Conflict) -> Error {
     let id = document.get("_id").ok().flatten();
     let id = id.and_then(|id| Bson::try_from(id).ok());
-    let id = id.map_or_else(|| "missing".to_owned(), |id| id.into_relaxed_extjson().to_string());
+    let id = id.map_or_else(
+        || "missing".to_owned(),
+        |id| id.into_relaxed_extjson().to_string(),
+    );
     Error::data(format!(
         "the document with _id {id}, field {}: {}. Declare the column with a type that holds it (VARCHAR holds all), or set \
          on_error 'skip'",

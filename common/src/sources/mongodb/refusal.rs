@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::secret::redact;
-use mongodb::error::{ErrorKind as Driver, WriteFailure};
 use mongodb::bson::Document;
+use mongodb::error::{ErrorKind as Driver, WriteFailure};
 
 /// The code of a key that is there already.
 pub const DUPLICATE_KEY: i32 = 11000;
@@ -32,7 +32,9 @@ pub fn driver_error(error: &mongodb::error::Error, place: &str) -> Error {
             match (first, &refused.write_concern_error) {
                 (Some(first), _) => server_error(first.code, &first.message, place),
                 (None, Some(concern)) => not_replicated(&concern.message, place),
-                (None, None) => Error::internal(format!("{place}: an insert failed without a reason")),
+                (None, None) => {
+                    Error::internal(format!("{place}: an insert failed without a reason"))
+                }
             }
         }
         Driver::Bson(reason) => Error::internal(format!("{place}: {reason}")),
@@ -49,7 +51,9 @@ pub fn driver_error(error: &mongodb::error::Error, place: &str) -> Error {
 }
 
 fn not_replicated(message: &str, place: &str) -> Error {
-    Error::unavailable(format!("{place} has not replicated a write in time: {message}"))
+    Error::unavailable(format!(
+        "{place} has not replicated a write in time: {message}"
+    ))
 }
 
 /// An error that the server answered with, by its code in MongoDB's `error_codes.yml`.
@@ -58,17 +62,44 @@ pub fn server_error(code: i32, message: &str, place: &str) -> Error {
         // Duplicate key; validation by the collection's rules; a document that is too large.
         DUPLICATE_KEY | 121 | 10334 | 17280 | 17419 | 17420 => ErrorKind::Data,
         // Elections, shutdowns, lost cursors, time limits, conflicts.
-        6 | 7 | 43 | 50 | 64 | 89 | 91 | 112 | 134 | 136 | 175 | 189 | 237 | 262 | 290 | 9001
-        | 10058 | 10107 | 11600..=11602 | 13388 | 13435 | 13436 => ErrorKind::Unavailable,
+        6
+        | 7
+        | 43
+        | 50
+        | 64
+        | 89
+        | 91
+        | 112
+        | 134
+        | 136
+        | 175
+        | 189
+        | 237
+        | 262
+        | 290
+        | 9001
+        | 10058
+        | 10107
+        | 11600..=11602
+        | 13388
+        | 13435
+        | 13436 => ErrorKind::Unavailable,
+        // FerretDB lets PostgreSQL look at the login, at the first command, and calls its refusal an internal error.
+        1 if message.contains("SQLSTATE 28") => ErrorKind::Invalid,
         1 | 8 => ErrorKind::Internal,
         _ => ErrorKind::Invalid,
     };
     let hint = match code {
         13 => ". Grant the login the role it lacks: read for a source, readWrite for a sink",
-        18 => ". Check user, password and authSource in the LOCATION",
+        1 | 18 if kind == ErrorKind::Invalid => {
+            ". Check user, password and authSource in the LOCATION"
+        }
         _ => "",
     };
-    Error::new(kind, format!("{place}: {} (code {code}){hint}", redact(message)))
+    Error::new(
+        kind,
+        format!("{place}: {} (code {code}){hint}", redact(message)),
+    )
 }
 
 /// Whether the server does not know what it was asked for.
@@ -83,7 +114,9 @@ pub fn duplicates(error: &mongodb::error::Error) -> Option<Vec<usize>> {
     };
     let refused_writes = refused.write_errors.as_ref()?;
     let only = refused.write_concern_error.is_none()
-        && refused_writes.iter().all(|write| write.code == DUPLICATE_KEY);
+        && refused_writes
+            .iter()
+            .all(|write| write.code == DUPLICATE_KEY);
     only.then(|| refused_writes.iter().map(|write| write.index).collect())
 }
 
@@ -96,7 +129,11 @@ pub fn check_writes(answer: &Document, place: &str) -> Result<()> {
         && let Some(first) = errors.first().and_then(|error| error.as_document())
     {
         let code = first.get_i32("code").unwrap_or(8);
-        return Err(server_error(code, first.get_str("errmsg").unwrap_or(""), place));
+        return Err(server_error(
+            code,
+            first.get_str("errmsg").unwrap_or(""),
+            place,
+        ));
     }
     match answer.get_document("writeConcernError") {
         Ok(error) => Err(not_replicated(error.get_str("errmsg").unwrap_or(""), place)),

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::sources::feed::client::{Access, Failure, pause};
 use crate::sources::feed::entry::{Entry, Meta};
 use crate::sources::feed::plan::OnError;
+use crate::sources::feed::shown::Veiled;
 use crate::sources::feed::stream::{Feed, Inbox, Marks, mark};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,7 +32,7 @@ const GATHER_BYTES: usize = 1 << 20;
 /// One stream of events.
 #[derive(Debug)]
 pub struct Listener {
-    pub url: Url,
+    pub url: Veiled<Url>,
     pub access: Access,
     /// Types of events that are wanted; empty for all.
     pub events: Vec<String>,
@@ -91,7 +92,7 @@ impl Feed for Listener {
 impl Listener {
     /// A connection over which events will come, after the one with `last_id`.
     async fn connect(&self, last_id: &str) -> Result<Response, Failure> {
-        let request = self.access.request(Method::GET, &self.url);
+        let request = self.access.request(Method::GET, &self.url.0);
         let mut request = request
             .map_err(Failure::Lasting)?
             .header(ACCEPT, "text/event-stream")
@@ -99,9 +100,9 @@ impl Listener {
         if !last_id.is_empty() {
             request = request.header(LAST_EVENT_ID_HEADER, last_id);
         }
-        let shown = self.access.hidden.url(&self.url);
+        let shown = self.access.hidden.url(&self.url.0);
         let response = match timeout(self.access.timeout(), request.send()).await {
-            Ok(answered) => answered.map_err(|e| self.access.failed(&self.url, &e))?,
+            Ok(answered) => answered.map_err(|e| self.access.failed(&self.url.0, &e))?,
             Err(_) => {
                 let error = format!(
                     "{shown}: no answer within {} ms (option request_timeout)",
@@ -116,7 +117,7 @@ impl Listener {
             ))));
         }
         if response.status() != StatusCode::OK {
-            return Err(self.access.refused(&self.url, response).await);
+            return Err(self.access.refused(&self.url.0, response).await);
         }
         let kind = response.headers().get(CONTENT_TYPE);
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -165,7 +166,7 @@ impl Listener {
         frames: &mut Frames,
         events: &mut Vec<Event>,
     ) -> Option<Error> {
-        let shown = || self.access.hidden.url(&self.url);
+        let shown = || self.access.hidden.url(&self.url.0);
         let mut bytes = 0;
         let mut until: Option<Instant> = None;
         loop {
@@ -184,7 +185,7 @@ impl Listener {
                         shown()
                     )));
                 }
-                Ok(Err(error)) => return Some(self.access.failed(&self.url, &error).into()),
+                Ok(Err(error)) => return Some(self.access.failed(&self.url.0, &error).into()),
                 Err(_) if until.is_some() => return None,
                 Err(_) => {
                     return Some(Error::unavailable(format!(
@@ -216,7 +217,7 @@ impl Listener {
             let Some(data) = event.data else {
                 let what = format!(
                     "{}: the event with the id '{}' is larger than 3 MiB",
-                    self.access.hidden.url(&self.url),
+                    self.access.hidden.url(&self.url.0),
                     event.id
                 );
                 if self.on_error == OnError::Fail {

@@ -13,6 +13,7 @@ use crate::connector::{
 use crate::error::{Error, Result};
 use crate::sources::feed::client::{self, Access, in_clear};
 use crate::sources::feed::plan::{Metadata, OnError, RowPlan};
+use crate::sources::feed::shown::Veiled;
 use crate::sources::feed::stream::{EntryReader, FeedStream};
 use crate::stream::{StreamOptions, StreamSource};
 use arrow::datatypes::SchemaRef;
@@ -45,7 +46,7 @@ impl Declared {
         let (rows, schema) = RowPlan::take(&mut spec, &METADATA)?;
         let options = &mut spec.options;
         let listener = Listener {
-            url: client::location(options, spec.location.expose())?,
+            url: Veiled(client::location(options, spec.location.expose())?),
             events: options.names("events"),
             heartbeat_timeout: Duration::from_millis(
                 options.timeout_ms("heartbeat_timeout", 60_000)?,
@@ -101,7 +102,7 @@ impl Connector for Sse {
 
     fn endpoints(&self, spec: TableSpec) -> Result<Vec<Endpoint>> {
         let Listener { access, url, .. } = Declared::new(spec)?.listener;
-        Ok(vec![client::endpoint(self.name(), &access, &url)?])
+        Ok(vec![client::endpoint(self.name(), &access, &url.0)?])
     }
 
     async fn reach(&self, payload: &[u8], deadline: Duration) -> Result<String> {
@@ -131,7 +132,7 @@ impl Source for SseSource {
             "events cannot be read again: a new job begins with what comes then",
             "INSERT them into a topic first, and read that, if other jobs want them too",
         )];
-        if in_clear(&self.listener.url, &self.listener.access) {
+        if in_clear(&self.listener.url.0, &self.listener.access) {
             found.push(Finding::warning(
                 "LOCATION is http://, and the table has credentials: whoever is on the way can read them",
                 "write https:// if the server speaks it",
