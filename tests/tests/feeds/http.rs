@@ -32,7 +32,8 @@ async fn twenty_cities_are_asked_for_one_by_one_into_postgres() -> Result<()> {
     feeds.demand_token("hunter2key");
     let sql = [
         format!(
-            "CREATE EXTERNAL TABLE weather (
+            "SET essaim.speculation = false;
+             CREATE EXTERNAL TABLE weather (
                name VARCHAR, dt TIMESTAMP, main STRUCT<temp DOUBLE, humidity BIGINT>, weather STRUCT<main VARCHAR>[]
              ) STORED AS HTTP LOCATION '{}&appid=${{ESSAIM_VAR_KEY}}'
              OPTIONS ('url.city' '{}', timestamp_unit 's', request_timeout '3 seconds',

@@ -148,7 +148,8 @@ async fn a_wrong_table_is_refused_with_what_to_do() -> Result<()> {
         ),
     ];
     for (sql, part) in jobs {
-        let job = client.run_job(&sql, &unique("wrong")).await?;
+        let id = client.submit(&sql, &unique("wrong")).await?;
+        let job = client.wait_job(&id).await?;
         assert_eq!(job.state(), JobState::Failed);
         assert!(job.message.contains(part), "no {part:?} in {}", job.message);
         assert!(!job.message.contains("s3cr3t"), "{}", job.message);
