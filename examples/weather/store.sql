@@ -29,7 +29,7 @@ CREATE EXTERNAL TABLE observations (
   sys STRUCT<country VARCHAR, sunrise BIGINT, sunset BIGINT>,
   timezone BIGINT
 ) STORED AS MONGODB LOCATION '${ESSAIM_VAR_MONGODB}'
-OPTIONS (collection 'observations', mode 'upsert', key 'id,dt');
+OPTIONS (collection 'observations');
 
 INSERT INTO observations
 SELECT id, name, dt, coord, weather, main, visibility, wind, clouds, rain, snow, sys, timezone FROM weather;
