@@ -2,7 +2,7 @@
 //! TPC-H.
 //!
 //! The servers must run already (`make services`); where, say the variables `ESSAIM_TEST_POSTGRES`, `ESSAIM_TEST_KAFKA` and
-//! `ESSAIM_TEST_MONGODB`. The binary under test is the one beside the tests in the target folder.
+//! `ESSAIM_TEST_MONGODB`. A server of S3's protocol the tests start themselves: `ESSAIM_TEST_MOTO` is its program. The binary under test is the one beside the tests in the target folder.
 
 pub mod broker;
 pub mod certificates;

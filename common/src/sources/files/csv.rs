@@ -1,9 +1,8 @@
 //! Records of CSV to Arrow, a batch at once; a bad record is found and set apart, as in JSON.
 
-use crate::error::{Error, Result};
-use crate::sources::kafka::decode::{Decoded, Slices};
+use crate::error::Result;
+use crate::sources::kafka::decode::{Decoded, Failure, Slices};
 use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::compute::concat_batches;
 use arrow::csv::ReaderBuilder;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -32,12 +31,6 @@ pub(super) struct CsvDecoder {
     file: SchemaRef,
     /// What comes out.
     schema: SchemaRef,
-}
-
-/// Why a range of records did not decode.
-enum Failure {
-    At(usize, String),
-    Somewhere(String),
 }
 
 fn text(error: &ArrowError) -> String {
@@ -70,35 +63,9 @@ impl CsvDecoder {
     /// # Errors
     /// None of the records': those are in the answer.
     pub fn decode(&self, records: &Slices) -> Result<Decoded> {
-        let mut bad = Vec::new();
-        let mut pieces = Vec::with_capacity(1);
-        // Ranges yet to be decoded, the first one on top.
-        let mut ranges = vec![(0, records.len())];
-        while let Some((start, end)) = ranges.pop() {
-            if start == end {
-                continue;
-            }
-            match self.attempt(records, start, end) {
-                Ok(rows) => pieces.push(rows),
-                Err(Failure::At(index, reason)) => {
-                    bad.push((index, reason));
-                    ranges.push((index + 1, end));
-                    ranges.push((start, index));
-                }
-                Err(Failure::Somewhere(reason)) if end - start == 1 => bad.push((start, reason)),
-                Err(Failure::Somewhere(_)) => {
-                    let middle = start + (end - start) / 2;
-                    ranges.push((middle, end));
-                    ranges.push((start, middle));
-                }
-            }
-        }
-        bad.sort_unstable_by_key(|(index, _)| *index);
-        let rows = match pieces.len() {
-            1 => pieces.swap_remove(0),
-            _ => concat_batches(&self.schema, &pieces).map_err(|e| Error::internal(text(&e)))?,
-        };
-        Ok(Decoded { rows, bad })
+        Decoded::without_bad(&self.schema, records.len(), |start, end| {
+            self.attempt(records, start, end)
+        })
     }
 
     fn attempt(&self, records: &Slices, start: usize, end: usize) -> Result<RecordBatch, Failure> {

@@ -5,9 +5,8 @@ use super::csv::CsvFormat;
 use super::documents::Documents;
 use super::infer;
 use super::place::Place;
-use super::reader::{
-    FILE, FileFormat, FilePlan, FileReader, MODIFIED, OnError, REPLAYED_AT, metadata_fields,
-};
+use super::plan::{FILE, FileFormat, FilePlan, MODIFIED, OnError, REPLAYED_AT, metadata_fields};
+use super::reader::FileReader;
 use super::replay::Replay;
 use super::source::Continuous;
 use super::watch::Watch;

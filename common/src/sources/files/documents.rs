@@ -2,7 +2,7 @@
 
 use super::declared::Declared;
 use super::place::Place;
-use super::reader::FileSplit;
+use super::plan::FileSplit;
 use crate::connector::{PlannedScan, ScanRequest, Source, Split};
 use crate::error::{Error, Result};
 use async_trait::async_trait;

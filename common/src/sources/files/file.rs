@@ -131,9 +131,14 @@ impl Storage {
         file: &FileVersion,
         range: Option<Range<u64>>,
     ) -> Result<Option<Pieces>> {
+        let is_empty = range.as_ref().map_or(file.size == 0, Range::is_empty);
         let Some(got) = self.get(file, range).await? else {
             return Ok(None);
         };
+        // Then only the file's metadata was asked for.
+        if is_empty {
+            return Ok(Some(futures::stream::empty().boxed()));
+        }
         let url = self.url(&file.path);
         let pieces = got.into_stream().map_err(move |e| failed(&url, &e));
         Ok(Some(pieces.boxed()))

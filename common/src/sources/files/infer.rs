@@ -2,7 +2,7 @@
 
 use super::parquet;
 use super::place::Place;
-use super::reader::{FileFormat, FilePlan};
+use super::plan::{FileFormat, FilePlan};
 use super::text::TextFile;
 use crate::error::{Error, Result};
 use crate::options::Options;

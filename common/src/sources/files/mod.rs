@@ -13,6 +13,7 @@ mod infer;
 mod known;
 mod parquet;
 mod place;
+mod plan;
 mod reader;
 mod records;
 mod replay;

@@ -1,128 +1,28 @@
 //! The worker's half of files as a stream: the rows of a split's files, one file after the other.
 
-use super::csv::{CsvDecoder, CsvFormat};
+use super::csv::CsvDecoder;
 use super::file::{FileVersion, Storage};
 use super::parquet::{ParquetFile, Wanted};
+use super::plan::{FILE, FileFormat, FilePlan, FileSplit, MODIFIED, OnError, Rows, is_metadata};
 use super::text::TextFile;
 use crate::bad_records::{BadRecords, MAX_BAD_RECORDS};
-use crate::connector::{METADATA_KEY, Split, SplitReader};
+use crate::connector::{Split, SplitReader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::scan::ScanMetrics;
 use crate::sources::kafka::decode::{Decoded, JsonDecoder, Slices};
-use crate::sources::kafka::timestamps::EpochUnit;
 use arrow::array::{
     ArrayRef, RecordBatch, RecordBatchOptions, StringViewBuilder, TimestampMillisecondArray,
 };
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{Fields, Schema, SchemaRef};
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// The file that a row comes from, as a URL.
-pub(super) const FILE: &str = "_file";
-/// When that file was written last.
-pub(super) const MODIFIED: &str = "_modified";
-/// When a row of a replay was due.
-pub(super) const REPLAYED_AT: &str = "_replayed_at";
 
 /// A batch is cut at so many bytes of records, however few they are.
 const BATCH_BYTES: usize = 4 << 20;
-
-/// The columns that follow the declared ones.
-pub(super) fn metadata_fields(names: &[&str]) -> Vec<Field> {
-    let mark = HashMap::from([(METADATA_KEY.to_owned(), "true".to_owned())]);
-    let field = |name: &&str| {
-        let data_type = match *name {
-            FILE => DataType::Utf8View,
-            _ => DataType::Timestamp(TimeUnit::Millisecond, None),
-        };
-        Field::new(*name, data_type, true).with_metadata(mark.clone())
-    };
-    names.iter().map(field).collect()
-}
-
-/// Whether a source of files fills the column in itself.
-pub(super) fn is_metadata(field: &Field) -> bool {
-    field.metadata().contains_key(METADATA_KEY)
-}
-
-/// How a file is read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum FileFormat {
-    Parquet,
-    Json {
-        /// What a number in a timestamp's place counts.
-        unit: EpochUnit,
-        /// A file is a document, or several, not a record a line.
-        multi_line: bool,
-    },
-    Csv(CsvFormat),
-}
-
-/// What becomes of a record that does not decode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum OnError {
-    Fail,
-    Skip,
-}
-
-/// What a worker must know to read any file of a table. Travels as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FilePlan {
-    /// The store, `s3://bucket` or `file://`.
-    pub base: String,
-    pub format: FileFormat,
-    /// The codec's name; `None` if each file's name tells.
-    pub compression: Option<String>,
-    pub on_error: OnError,
-    /// Whether a file that is gone before it was read is passed over.
-    pub ignore_missing_files: bool,
-    /// Whether what is left of a file is passed over from where it is broken.
-    pub ignore_corrupt_files: bool,
-}
-
-/// What a split is made of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct FileSplit {
-    pub files: Vec<FileVersion>,
-    /// Of a replay: which of the files' rows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rows: Option<Rows>,
-}
-
-/// Some rows of a replay, which numbers the rows of all its files in one.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(super) struct Rows {
-    pub start: u64,
-    pub end: u64,
-    /// The number of the row at `byte` of the split's first file.
-    pub first: u64,
-    pub byte: u64,
-    /// Where row `end` begins, if that is known and lies in the split's only file.
-    pub until: Option<u64>,
-    pub clock: Clock,
-}
-
-/// Which row is due when.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(super) struct Clock {
-    /// This row is due at this time, ms since the epoch.
-    pub row: u64,
-    pub at_ms: i64,
-    pub rows_per_second: f64,
-}
-
-impl Clock {
-    /// When a row is due, ms since the epoch.
-    pub fn due_ms(&self, row: u64) -> i64 {
-        let rows = row as f64 - self.row as f64;
-        self.at_ms + (rows / self.rows_per_second * 1000.0) as i64
-    }
-}
 
 /// Reads the files of one table.
 #[derive(Debug)]
@@ -215,6 +115,7 @@ impl SplitReader for FileReader {
             bad_records: ctx.session_config().get_extension(),
             row: split.rows.map_or(0, |rows| rows.first),
             rows: split.rows,
+            entry: split.rows,
             files: split.files.into(),
             open: None,
             records: Slices::default(),
@@ -266,6 +167,8 @@ struct Scan {
     /// The number of the next file's first row.
     row: u64,
     rows: Option<Rows>,
+    /// The same until the first file is opened.
+    entry: Option<Rows>,
     files: VecDeque<FileVersion>,
     open: Option<Open>,
     records: Slices,
@@ -372,11 +275,9 @@ impl Scan {
             }
             FileFormat::Json { .. } | FileFormat::Csv(_) => {
                 // Only the first file is entered in its middle.
-                let range = self
-                    .rows
-                    .filter(|rows| rows.first == self.row && rows.byte > 0);
+                let entry = self.entry.take().filter(|rows| rows.byte > 0);
                 let (storage, plan) = (&self.storage, &self.plan);
-                match range {
+                match entry {
                     Some(rows) => {
                         let range = rows.byte..rows.until.unwrap_or(file.size);
                         TextFile::open_range(storage, plan, file, range).await?

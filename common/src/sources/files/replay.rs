@@ -7,7 +7,7 @@ use super::declared::Declared;
 use super::file::FileVersion;
 use super::parquet;
 use super::place::Place;
-use super::reader::{Clock, FileFormat, FileSplit, Rows};
+use super::plan::{Clock, FileFormat, FileSplit, Rows};
 use super::text::TextFile;
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
@@ -277,3 +277,7 @@ impl StreamSource for Replay {
         self.declared.reader(projection)
     }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -1,7 +1,7 @@
 //! A file of JSON or CSV, read record by record.
 
 use super::file::{FileVersion, Pieces, Storage, compression_of};
-use super::reader::{FileFormat, FilePlan};
+use super::plan::{FileFormat, FilePlan};
 use super::records::{Cut, Splitter};
 use crate::error::{Error, Result};
 use futures::{StreamExt, TryStreamExt};

@@ -5,7 +5,7 @@ use super::declared::Declared;
 use super::file::FileVersion;
 use super::known::Known;
 use super::place::{MAX_FILES, Place};
-use super::reader::FileSplit;
+use super::plan::FileSplit;
 use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::journal::{Journal, Journals};

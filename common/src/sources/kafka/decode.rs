@@ -8,6 +8,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::{Fields, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
+use std::sync::Arc;
 
 /// The rows of a batch's good records, and why the others are bad.
 #[derive(Debug)]
@@ -16,6 +17,49 @@ pub struct Decoded {
     pub rows: RecordBatch,
     /// Index and reason of each bad record, in their order.
     pub bad: Vec<(usize, String)>,
+}
+
+impl Decoded {
+    /// Decodes so many records by `attempt`, which takes a range of them: whatever fails is tried again in pieces, until
+    /// what is bad stands alone.
+    ///
+    /// # Errors
+    /// Pieces that do not fit together, which would be a mistake of ours.
+    pub(crate) fn without_bad(
+        schema: &SchemaRef,
+        records: usize,
+        mut attempt: impl FnMut(usize, usize) -> Result<RecordBatch, Failure>,
+    ) -> Result<Self> {
+        let mut bad = Vec::new();
+        let mut pieces = Vec::with_capacity(1);
+        // Ranges yet to be decoded, the first one on top.
+        let mut ranges = vec![(0, records)];
+        while let Some((start, end)) = ranges.pop() {
+            if start == end {
+                continue;
+            }
+            match attempt(start, end) {
+                Ok(rows) => pieces.push(rows),
+                Err(Failure::At(index, reason)) => {
+                    bad.push((index, reason));
+                    ranges.push((index + 1, end));
+                    ranges.push((start, index));
+                }
+                Err(Failure::Somewhere(reason)) if end - start == 1 => bad.push((start, reason)),
+                Err(Failure::Somewhere(_)) => {
+                    let middle = start + (end - start) / 2;
+                    ranges.push((middle, end));
+                    ranges.push((start, middle));
+                }
+            }
+        }
+        bad.sort_unstable_by_key(|(index, _)| *index);
+        let rows = match pieces.len() {
+            1 => pieces.swap_remove(0),
+            _ => concat_batches(schema, &pieces).map_err(|e| Error::internal(text(&e)))?,
+        };
+        Ok(Self { rows, bad })
+    }
 }
 
 /// Decodes records into the given columns. Fields of other names are passed over.
@@ -29,7 +73,7 @@ pub struct JsonDecoder {
 }
 
 /// Why a range of records did not decode.
-enum Failure {
+pub(crate) enum Failure {
     /// This record is not one JSON object.
     At(usize, String),
     /// Some record's value does not fit its column.
@@ -75,35 +119,10 @@ impl JsonDecoder {
     /// # Errors
     /// None of the records': those are in the answer.
     pub fn decode(&mut self, records: &Slices) -> Result<Decoded> {
-        let mut bad = Vec::new();
-        let mut pieces = Vec::with_capacity(1);
-        // Ranges yet to be decoded, the first one on top.
-        let mut ranges = vec![(0, records.len())];
-        while let Some((start, end)) = ranges.pop() {
-            if start == end {
-                continue;
-            }
-            match self.attempt(records, start, end) {
-                Ok(rows) => pieces.push(rows),
-                Err(Failure::At(index, reason)) => {
-                    bad.push((index, reason));
-                    ranges.push((index + 1, end));
-                    ranges.push((start, index));
-                }
-                Err(Failure::Somewhere(reason)) if end - start == 1 => bad.push((start, reason)),
-                Err(Failure::Somewhere(_)) => {
-                    let middle = start + (end - start) / 2;
-                    ranges.push((middle, end));
-                    ranges.push((start, middle));
-                }
-            }
-        }
-        bad.sort_unstable_by_key(|(index, _)| *index);
-        let rows = match pieces.len() {
-            1 => pieces.swap_remove(0),
-            _ => concat_batches(&self.schema, &pieces).map_err(|e| Error::internal(text(&e)))?,
-        };
-        Ok(Decoded { rows, bad })
+        let schema = Arc::clone(&self.schema);
+        Decoded::without_bad(&schema, records.len(), |start, end| {
+            self.attempt(records, start, end)
+        })
     }
 
     fn attempt(
