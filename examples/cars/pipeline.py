@@ -9,7 +9,6 @@ import check as expected
 from cars import BRANDS, write
 from lib.example import keep, main
 from lib.servers.news import News
-from lib.wait import until
 from plots import draw
 
 CARS, CARS_SHORT = 20_000, 4_000
@@ -54,7 +53,7 @@ def stream(run, cluster, rows, topics):
     cluster.crash_master()
     run.say("killed the master")
     priced = sum(1 for line in open(run.variables["ESSAIM_VAR_CARS"]) if line.split(",")[3] not in ("", "price"))
-    until("the whole file in the topic", lambda: len(run.kafka.read(topics[0])) >= priced, pause=1)
+    cluster.until("the whole file in the topic", lambda: len(run.kafka.read(topics[0])) >= priced, "ingest", "stream")
     cluster.stop("ingest")
     records = [run.kafka.read(topic) for topic in topics]
     cluster.wait_for_rows("stream", sum(map(len, records)))

@@ -207,6 +207,16 @@ class Cluster:
         """Waits until a streaming job has committed so many input rows."""
         return until(f"{rows} rows read by {job}", lambda: self.rows_read(job) >= rows, seconds)
 
+    def until(self, what, condition, *jobs, seconds=300):
+        """As `wait.until`, and an error at once if one of the streaming jobs has ended badly meanwhile."""
+
+        def met():
+            for job in jobs:
+                self.rows_read(job)
+            return condition()
+
+        return until(what, met, seconds, pause=0.2)
+
     def stop(self, job):
         """Ends a streaming job after its epoch."""
         return json.loads(self.essaim("stop", job, "--json"))["state"]

@@ -7,7 +7,6 @@ from lib import s3
 from lib.example import keep, main
 from lib.servers.coingecko import CoinGecko, snapshot
 from lib.servers.mastodon import Mastodon
-from lib.wait import until
 from plots import draw
 
 # Snapshots, a quarter of an hour apart; and posts of as much time.
@@ -30,13 +29,13 @@ def stream(run, cluster, store, bucket, timeline, wanted):
     for job in ("posts", "stream", "fetch"):
         cluster.submit(run.folder / f"{job}.sql", name=job)
     fetched = lambda: len(expected.objects(store, bucket, "raw/"))  # noqa: E731
-    until("a third of the snapshots", lambda: fetched() >= wanted / 3, seconds=300, pause=0.3)
+    cluster.until("a third of the snapshots", lambda: fetched() >= wanted / 3, "fetch", "stream")
     cluster.crash_worker()
     run.say("killed a worker")
-    until("two thirds of the snapshots", lambda: fetched() >= wanted * 2 / 3, seconds=300, pause=0.3)
+    cluster.until("two thirds of the snapshots", lambda: fetched() >= wanted * 2 / 3, "fetch", "stream")
     cluster.crash_master()
     run.say("killed the master, whose state is in the bucket")
-    until("all snapshots", lambda: fetched() >= wanted, seconds=300, pause=0.3)
+    cluster.until("all snapshots", lambda: fetched() >= wanted, "fetch", "stream")
     cluster.stop("fetch")
     # One that comes late, and an empty file.
     drop(store, bucket, -3)

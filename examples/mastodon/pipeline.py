@@ -43,7 +43,7 @@ def stream(run, cluster, server):
         run.say("killed the master")
         messages, deleted = ingested(server.events)
         expected = len(messages)
-        until("all deletions", lambda: run.postgres.query("SELECT count(*) FROM deleted_toots") == [(len(deleted),)])
+        cluster.until("all deletions", lambda: run.postgres.query("SELECT count(*) FROM deleted_toots") == [(len(deleted),)], "ingest")
     cluster.wait_for_rows("stream", expected)
     if server is not None:
         cluster.stop("ingest")

@@ -39,7 +39,11 @@ SELECT
   main['pressure'] AS pressure, main['humidity'] AS humidity, CAST(wind['speed'] AS DECIMAL(6, 2)) AS wind, clouds['all'] AS clouds,
   -- No rain is told by leaving it out.
   CAST(coalesce(rain['1h'], 0) AS DECIMAL(6, 2)) AS rain, CAST(coalesce(snow['1h'], 0) AS DECIMAL(6, 2)) AS snow
-FROM (SELECT 'topic' AS source, * FROM topic UNION ALL SELECT 'mongodb' AS source, * FROM collection);
+FROM (
+  SELECT 'topic' AS source, name, dt, coord, weather, main, wind, clouds, rain, snow FROM topic
+  UNION ALL
+  SELECT 'mongodb' AS source, name, dt, coord, weather, main, wind, clouds, rain, snow FROM collection
+);
 
 -- All pairs of all numbers, in one query.
 CREATE VIEW numbers AS

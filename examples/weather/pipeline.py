@@ -11,7 +11,6 @@ import check as expected
 from lib import services
 from lib.example import keep, main
 from lib.servers.weather import CITIES, Weather, measurement
-from lib.wait import until
 from plots import draw
 
 # Measurements of each city.
@@ -53,13 +52,13 @@ def stream(run, cluster, server, topic, collection):
     stored = lambda: collection.count_documents({})  # noqa: E731
     # Real cities measure every ten minutes.
     patience = 300 if server else 12 * 3600
-    until("a third of the measurements", lambda: stored() >= wanted / 3, seconds=patience)
+    cluster.until("a third of the measurements", lambda: stored() >= wanted / 3, "ingest", "store", seconds=patience)
     cluster.crash_worker()
     run.say("killed a worker")
-    until("two thirds of the measurements", lambda: stored() >= wanted * 2 / 3, seconds=patience)
+    cluster.until("two thirds of the measurements", lambda: stored() >= wanted * 2 / 3, "ingest", "store", seconds=patience)
     cluster.crash_master()
     run.say("killed the master")
-    until("all measurements", lambda: stored() >= wanted, seconds=patience)
+    cluster.until("all measurements", lambda: stored() >= wanted, "ingest", "store", seconds=patience)
     cluster.stop("ingest")
     messages = [json.loads(value) for _, _, _, value in run.kafka.read(topic)]
     cluster.wait_for_rows("store", len(messages))

@@ -12,7 +12,9 @@ def draw(postgres, folder):
     figure, axes = plt.subplots(figsize=(8, 6))
     points = axes.scatter(cities["longitude"], cities["latitude"], c=cities["mean_temperature"], cmap="coolwarm", s=160, edgecolor="black", linewidth=0.5, zorder=2)
     for _, city in cities.iterrows():
-        axes.annotate(city["city"], (city["longitude"], city["latitude"]), xytext=(8, 6), textcoords="offset points", fontsize=8)
+        # Elsewhere where another city is near.
+        place = {"London": {"xytext": (-8, 6), "ha": "right"}, "Stockholm": {"xytext": (0, -16), "ha": "center"}}.get(city["city"], {"xytext": (8, 6)})
+        axes.annotate(city["city"], (city["longitude"], city["latitude"]), textcoords="offset points", fontsize=8, **place)
     # A degree of longitude is shorter than one of latitude, by about a half in the middle of the map.
     axes.set_aspect(1.6)
     axes.set(title="Mean temperature", xlabel="longitude, degrees east", ylabel="latitude, degrees north")

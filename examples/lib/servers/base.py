@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +38,16 @@ class RateLimit:
         return max(1, round(self.since + self.seconds - now))
 
 
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that were killed between two requests."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class LocalServer:
     """`routes` maps paths to functions (query, headers) -> something for JSON. Use it in a `with`."""
 
@@ -58,8 +69,7 @@ class LocalServer:
             def do_GET(self):
                 server.answer(self)
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
     def __enter__(self):
