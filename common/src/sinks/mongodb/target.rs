@@ -227,7 +227,10 @@ impl Target {
         } else {
             self.take_null_id(&mut row)?;
         }
-        let update = doc! { "q": query.clone(), "u": { "$set": row }, "upsert": true };
+        // Of a unique key `multi` is one document. FerretDB keeps a connection to PostgreSQL for every update of a request
+        // that stops at its first match, until the request ends: with many of them it waits for itself for ever.
+        let update =
+            doc! { "q": query.clone(), "u": { "$set": row }, "upsert": true, "multi": true };
         Ok((update, query))
     }
 
@@ -349,13 +352,14 @@ mod tests {
                 "q": { "city": "Lyon", "at": 1 },
                 "u": { "$set": { "city": "Lyon", "at": 1, "t": 3.5 } },
                 "upsert": true,
+                "multi": true,
             }
         );
         let by_id = target(Mode::Upsert, &["_id"]);
         let (update, _) = by_id.update(doc! { "_id": 7, "t": 3.5 }).unwrap();
         assert_eq!(
             update,
-            doc! { "q": { "_id": 7 }, "u": { "$set": { "t": 3.5 } }, "upsert": true }
+            doc! { "q": { "_id": 7 }, "u": { "$set": { "t": 3.5 } }, "upsert": true, "multi": true }
         );
         for row in [
             doc! { "city": Bson::Null, "at": 1 },
