@@ -120,13 +120,16 @@ impl Connector for Http {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Plan {
-            Requests(HttpPlan),
+            Requests(Box<HttpPlan>),
             Entries(RowPlan),
         }
         let plan = serde_json::from_slice(encoded)
             .map_err(|e| Error::internal(format!("an HTTP scan of another version: {e}")))?;
         Ok(match plan {
-            Plan::Requests(plan) => Arc::new(HttpReader { schema, plan }),
+            Plan::Requests(plan) => Arc::new(HttpReader {
+                schema,
+                plan: *plan,
+            }),
             Plan::Entries(plan) => Arc::new(EntryReader { schema, plan }),
         })
     }

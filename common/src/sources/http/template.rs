@@ -27,7 +27,7 @@ pub fn urls(location: &str, options: &mut Options) -> Result<Vec<Url>> {
     let pieces = pieces(location).ok_or_else(|| {
         options.error("LOCATION has a { without its }: write a placeholder as {name}, and %7B for the brace itself")
     })?;
-    for (name, _) in &lists {
+    for name in lists.keys() {
         if !pieces
             .iter()
             .any(|piece| matches!(piece, Piece::Value(n) if n == name))
