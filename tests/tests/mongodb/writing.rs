@@ -15,7 +15,8 @@ use essaim_tests::cluster;
 use essaim_tests::mongodb::Database;
 use essaim_tests::sql::{numbers, rows, text};
 use mongodb::IndexModel;
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::spec::BinarySubtype;
+use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use mongodb::options::IndexOptions;
 use std::sync::Arc;
 use tonic::Code;
@@ -41,8 +42,8 @@ async fn nested_rows_written_are_read_back() -> Result<()> {
         "{id}"
     );
     let at = DateTime::parse_rfc3339_str("2026-01-02T03:04:05.678Z")?;
-    let raw = mongodb::bson::Binary {
-        subtype: mongodb::bson::spec::BinarySubtype::Generic,
+    let raw = Binary {
+        subtype: BinarySubtype::Generic,
         bytes: b"ab".to_vec(),
     };
     assert_eq!(

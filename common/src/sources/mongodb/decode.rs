@@ -347,9 +347,9 @@ mod tests {
     use super::*;
     use arrow::datatypes::{Field, Schema};
     use arrow::util::pretty::pretty_format_batches;
-    use mongodb::bson::{DateTime, RawDocumentBuf, doc, oid::ObjectId};
+    use mongodb::bson::{DateTime, Document, RawDocumentBuf, doc, oid::ObjectId};
 
-    fn raw(document: mongodb::bson::Document) -> RawDocumentBuf {
+    fn raw(document: Document) -> RawDocumentBuf {
         RawDocumentBuf::from_bytes(document.to_vec().unwrap()).unwrap()
     }
 
