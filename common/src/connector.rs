@@ -244,11 +244,6 @@ pub trait Sink: Debug + Send + Sync {
         false
     }
 
-    /// Whether each INSERT brings its own columns, because none are declared and what is there has no fixed ones.
-    fn takes_any_columns(&self) -> bool {
-        false
-    }
-
     /// Whether all rows must come from one writer, e.g. because they go to one file.
     fn takes_one_writer(&self) -> bool {
         false

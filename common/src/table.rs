@@ -56,12 +56,6 @@ impl Table {
         self.table.schema.is_none()
     }
 
-    /// Whether an INSERT brings the columns: those of the table are what a source has found, or are not known.
-    pub fn takes_any_columns(&self) -> bool {
-        let sink = self.table.sink.as_ref();
-        self.is_open() || sink.is_some_and(|sink| sink.takes_any_columns())
-    }
-
     /// The connector's name.
     pub fn connector(&self) -> &'static str {
         self.connector

@@ -291,17 +291,7 @@ impl Planner {
     /// # Errors
     /// Unknown names and types that do not fit, named; sources out of reach.
     pub async fn query(&mut self, mut statement: Statement) -> Result<Query> {
-        let replaced = self.prepare_insert(&mut statement).await?;
-        let planned = self.prepared(statement).await;
-        if let Some((name, table)) = replaced {
-            self.ctx.deregister_table(name.clone())?;
-            self.ctx.register_table(name, table)?;
-        }
-        planned
-    }
-
-    /// Plans a statement whose INSERT is complete.
-    async fn prepared(&mut self, statement: Statement) -> Result<Query> {
+        self.prepare_insert(&mut statement).await?;
         if let Some((inner, verbose)) = explained(&statement)? {
             let query = Box::pin(self.query(inner)).await?;
             return explain::explain(self, query, verbose).await;
@@ -408,27 +398,22 @@ impl Planner {
         plan.map_err(windows::without_window)
     }
 
-    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT, and one whose
-    /// sink takes any columns those of each. Of these the table as it was is returned: it is to be read by its own
-    /// columns. Columns that a source only adds to what was declared, as Kafka's metadata, are not meant by an INSERT
-    /// that names none.
-    async fn prepare_insert(
-        &self,
-        statement: &mut Statement,
-    ) -> Result<Option<(TableReference, Arc<dyn TableProvider>)>> {
+    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that
+    /// a source only adds to what was declared, as Kafka's metadata, are not meant by an INSERT that names none.
+    async fn prepare_insert(&self, statement: &mut Statement) -> Result<()> {
         let Statement::Statement(sql) = statement else {
-            return Ok(None);
+            return Ok(());
         };
         let SqlStatement::Insert(insert) = sql.as_mut() else {
-            return Ok(None);
+            return Ok(());
         };
         let ast::TableObject::TableName(name) = &insert.table else {
-            return Ok(None);
+            return Ok(());
         };
         let reference = TableReference::parse_str(&name.to_string());
         let Ok(provider) = self.ctx.table_provider(reference.clone()).await else {
             // The planner names the unknown table.
-            return Ok(None);
+            return Ok(());
         };
         if insert.columns.is_empty() {
             let schema = provider.schema();
@@ -443,12 +428,11 @@ impl Planner {
                     .collect();
             }
         }
-        let table = provider.downcast_ref::<Table>();
-        let Some(table) = table.filter(|table| table.takes_any_columns()) else {
-            return Ok(None);
+        let Some(table) = provider.downcast_ref::<Table>().filter(|t| t.is_open()) else {
+            return Ok(());
         };
         let Some(source) = &insert.source else {
-            return Ok(None);
+            return Ok(());
         };
         let rows = SqlStatement::Query(source.clone());
         let plan = self.logical(Statement::Statement(Box::new(rows))).await?;
@@ -473,10 +457,9 @@ impl Planner {
         }
         let schema = Arc::new(arrow::datatypes::Schema::new(fields));
         let filled = Arc::new(table.with_schema(schema));
-        let kept = (!table.is_open()).then(|| (reference.clone(), Arc::clone(&provider)));
         self.ctx.deregister_table(reference.clone())?;
         self.ctx.register_table(reference, filled)?;
-        Ok(kept)
+        Ok(())
     }
 }
 

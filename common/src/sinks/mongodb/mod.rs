@@ -40,9 +40,6 @@ pub struct MongoSink {
     pub mode: Mode,
     /// The fields that tell documents apart, of an upsert.
     pub key: Vec<String>,
-    /// Whether the table's columns are declared. Those that were found in documents have no order and no fixed types: an
-    /// INSERT by position would put values into the wrong fields.
-    pub is_declared: bool,
 }
 
 #[async_trait]
@@ -99,10 +96,6 @@ impl Sink for MongoSink {
 
     fn prefers_update(&self) -> bool {
         self.mode == Mode::Upsert
-    }
-
-    fn takes_any_columns(&self) -> bool {
-        !self.is_declared
     }
 
     async fn findings(&self, incoming: &Incoming<'_>) -> Result<Vec<Finding>> {

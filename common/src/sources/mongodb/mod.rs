@@ -77,7 +77,6 @@ impl Connector for Mongodb {
                 "mode 'upsert' needs to know which document is which: add key 'a,b' or declare a PRIMARY KEY",
             ));
         }
-        let is_declared = spec.schema.is_some();
         let schema = match spec.schema {
             Some(declared) => {
                 check_columns(&declared, options)?;
@@ -88,8 +87,7 @@ impl Connector for Mongodb {
                 infer::schema(&sample(&connected, &collection, sample_size).await?)?
             }
         };
-        if is_declared
-            && let Some(schema) = &schema
+        if let Some(schema) = &schema
             && let Some(unknown) = key.iter().find(|name| schema.index_of(name).is_err())
         {
             return Err(options.error(format!("the key column {unknown} is none of its columns")));
@@ -100,7 +98,6 @@ impl Connector for Mongodb {
             collection: collection.clone(),
             mode,
             key,
-            is_declared,
         };
         Ok(ConnectorTable {
             schema: schema.clone(),
