@@ -10,8 +10,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     if let Ok(uri) = Uri::try_from(data) {
         let path = uri.path();
+        // The pages themselves hold nothing; what they show is asked for below /api.
         let open = page(&Method::GET, path) == Needs::Nothing;
-        assert_eq!(open, path == "/healthz" || path == "/readyz");
+        assert!(!(open && (path.starts_with("/api/v1/") || path == "/metrics")));
         if rpc(path) == Needs::Nothing {
             assert!(path.starts_with("/grpc.health.v1.Health/"));
         }
