@@ -343,6 +343,11 @@ pub fn event_times(times: &ArrayRef) -> Vec<Option<i64>> {
     }
 }
 
+/// The columns of a reader whose schema travels beside it, until they are put in.
+pub(crate) fn no_columns() -> SchemaRef {
+    SchemaRef::new(Schema::empty())
+}
+
 /// The schema of a projection; an empty one keeps only the number of rows.
 pub fn project_schema(schema: &SchemaRef, projection: &[usize]) -> Result<SchemaRef> {
     Ok(Arc::new(schema.project(projection)?))

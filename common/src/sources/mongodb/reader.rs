@@ -38,12 +38,8 @@ pub struct Reader {
     pub on_error: OnError,
     pub limit: Option<usize>,
     /// Travels beside.
-    #[serde(skip, default = "no_columns")]
+    #[serde(skip, default = "crate::scan::no_columns")]
     pub schema: SchemaRef,
-}
-
-fn no_columns() -> SchemaRef {
-    SchemaRef::new(arrow::datatypes::Schema::empty())
 }
 
 impl Reader {

@@ -34,12 +34,8 @@ pub struct Reader {
     pub filter: Option<String>,
     pub limit: Option<usize>,
     /// Travels beside.
-    #[serde(skip, default = "no_columns")]
+    #[serde(skip, default = "crate::scan::no_columns")]
     pub schema: SchemaRef,
-}
-
-fn no_columns() -> SchemaRef {
-    SchemaRef::new(arrow::datatypes::Schema::empty())
 }
 
 impl Reader {
