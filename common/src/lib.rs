@@ -31,6 +31,7 @@ pub mod sinks;
 pub mod sources;
 pub mod stream;
 pub mod table;
+pub mod threads;
 pub mod trace;
 pub mod windows;
 

@@ -29,6 +29,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use essaim_common::metrics::Listeners;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
+use essaim_common::threads::Threads;
 use essaim_common::{Error, Result, session};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::FILE_DESCRIPTOR_SET;
@@ -91,6 +92,8 @@ pub(crate) struct Shared {
     /// Status connections that stay open.
     pub(crate) updates: Updates,
     pub(crate) runtime: Arc<RuntimeEnv>,
+    /// Where the master's part of queries is computed: streams, heartbeats and pages are not held up by it.
+    pub(crate) threads: Threads,
     /// Where submitted batch jobs wait for their turn.
     pub(crate) job_queue: Arc<Queue>,
     /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
@@ -150,6 +153,7 @@ impl Master {
             memory_bytes: config.memory_bytes,
             updates: Updates::default(),
             runtime: session::runtime(config.memory_bytes)?,
+            threads: Threads::start("query")?,
             job_queue: Queue::new(MAX_RUNNING),
             query_queue: Queue::new(MAX_RUNNING),
             listeners: gate.listeners().clone(),

@@ -28,6 +28,32 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Without a heartbeat for this long a worker is given up.
 pub const LEASE: Duration = Duration::from_secs(5);
 
+/// Whether silence says anything of the one who is silent: after a pause of the master's own (a machine that was suspended
+/// or overloaded) heartbeats may be waiting to be read, or on their way.
+struct Hearing {
+    last: Instant,
+    good_from: Instant,
+}
+
+impl Hearing {
+    fn new(now: Instant) -> Self {
+        Self {
+            last: now,
+            good_from: now,
+        }
+    }
+
+    /// Asked several times a heartbeat.
+    fn is_good(&mut self, now: Instant) -> bool {
+        let paused = now.duration_since(self.last) > HEARTBEAT;
+        self.last = now;
+        if paused {
+            self.good_from = now + 2 * HEARTBEAT;
+        }
+        now >= self.good_from
+    }
+}
+
 /// How long a worker may take to accept a connection when its death is suspected.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -360,8 +386,12 @@ impl Registry {
     /// Gives up workers whose lease is over. Runs until dropped.
     pub async fn watch_leases(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(HEARTBEAT / 4);
+        let mut hearing = Hearing::new(Instant::now());
         loop {
             ticks.tick().await;
+            if !hearing.is_good(Instant::now()) {
+                continue;
+            }
             let dead: Vec<String> = {
                 let state = self.state.lock();
                 state

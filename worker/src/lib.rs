@@ -8,13 +8,11 @@ mod http;
 mod membership;
 mod metrics;
 mod probe;
-mod runtime;
 mod tasks;
 
 use crate::http::Page;
 use crate::membership::Membership;
 use crate::metrics::TaskCounts;
-use crate::runtime::TaskThreads;
 use crate::tasks::{Gauge, TaskService};
 use datafusion::execution::SessionStateBuilder;
 use datafusion_distributed::{DistributedExt, WorkerQueryContext};
@@ -22,6 +20,7 @@ use essaim_common::broadcast::Broadcasts;
 use essaim_common::net::http::serve_http;
 use essaim_common::net::{ClusterSecret, Gate, Peers, Security};
 use essaim_common::session;
+use essaim_common::threads::Threads;
 use essaim_common::{Error, Result};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1::tasks_server::TasksServer;
@@ -80,7 +79,7 @@ pub struct Worker {
     stop: CancellationToken,
     server: JoinHandle<()>,
     http: Option<JoinHandle<()>>,
-    _threads: TaskThreads,
+    _threads: Threads,
     _forget_exchanges: AbortOnDropHandle<()>,
 }
 
@@ -135,7 +134,7 @@ impl Worker {
         health.set_serving::<TasksServer<TaskService>>().await;
         let broadcasts = state.config().get_extension();
         let counts = Arc::<TaskCounts>::default();
-        let threads = TaskThreads::start()?;
+        let threads = Threads::start("task")?;
         let id = membership::new_id();
         let service = TaskService::new(
             id.clone(),

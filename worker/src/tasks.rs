@@ -1,7 +1,6 @@
 //! Serves the tasks below the cut: decodes a stage's plan, runs one partition of it, streams the rows back.
 
 use crate::metrics::{TaskCounts, TaskOutcome};
-use crate::runtime::computed_on;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion_distributed::DistributedTaskContext;
@@ -14,6 +13,7 @@ use essaim_common::late::LateFilterExec;
 use essaim_common::net::Peers;
 use essaim_common::scan::ScanExec;
 use essaim_common::stream::EpochParams;
+use essaim_common::threads::computed_on;
 use essaim_common::{Error, Result, trace};
 use essaim_proto::v1;
 use essaim_proto::v1::tasks_server::Tasks;

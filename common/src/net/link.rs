@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tonic::body::Body;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tower::Service;
@@ -136,6 +137,8 @@ fn with_tls(address: &str, tls: Option<ClientTlsConfig>, connect: Duration) -> R
 pub struct Peers {
     tls: Option<ClientTlsConfig>,
     secret: ClusterSecret,
+    /// What keeps connections alive: not the threads of whoever calls, which may be busy computing.
+    runtime: Handle,
     /// Connections of exchanges, which ask for one at each call, and when they last did.
     exchanges: Arc<Mutex<HashMap<Url, (Link, Instant)>>>,
 }
@@ -148,7 +151,7 @@ impl std::fmt::Debug for Peers {
 }
 
 impl Peers {
-    /// With what `identity` trusts and shows, and the cluster's secret.
+    /// With what `identity` trusts and shows, and the cluster's secret. Connections live on the runtime of the caller.
     ///
     /// # Errors
     /// A certificate file is wrong.
@@ -156,6 +159,7 @@ impl Peers {
         Ok(Self {
             tls: tls::client(identity, CONNECT)?,
             secret,
+            runtime: Handle::current(),
             exchanges: Arc::default(),
         })
     }
@@ -170,6 +174,7 @@ impl Peers {
     /// # Errors
     /// As [`endpoint`].
     pub fn link(&self, address: &str) -> Result<Link> {
+        let _entered = self.runtime.enter();
         let channel = self.endpoint(address)?.connect_lazy();
         Ok(Link::new(channel, Credentials::Secret(self.secret.clone())))
     }
@@ -179,9 +184,16 @@ impl Peers {
     /// # Errors
     /// As [`endpoint`]; nobody answers there.
     pub async fn connect(&self, address: &str) -> Result<Link> {
-        let channel = self.endpoint(address)?.connect().await.map_err(|e| {
-            Error::unavailable(format!("no connection to the worker at {address}: {e:?}"))
-        })?;
+        let endpoint = self.endpoint(address)?;
+        let connecting = self
+            .runtime
+            .spawn(async move { endpoint.connect().await.map_err(|e| format!("{e:?}")) });
+        let channel = connecting
+            .await
+            .unwrap_or_else(|e| Err(e.to_string()))
+            .map_err(|e| {
+                Error::unavailable(format!("no connection to the worker at {address}: {e}"))
+            })?;
         Ok(Link::new(channel, Credentials::Secret(self.secret.clone())))
     }
 

@@ -112,6 +112,22 @@ pub struct Paths {
     cursor: Option<JsonPath>,
 }
 
+/// What the paths find in one document.
+struct Found {
+    records: Vec<Bytes>,
+    cursor: Option<String>,
+}
+
+impl Paths {
+    fn find(&self, body: &[u8]) -> Result<Found> {
+        let document = Document::new(body, self.records.is_some() || self.cursor.is_some())?;
+        Ok(Found {
+            records: document.records(self.records.as_ref())?,
+            cursor: self.cursor.as_ref().and_then(|path| document.text(path)),
+        })
+    }
+}
+
 /// Where the reading of one URL stands between two polls.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
@@ -221,7 +237,13 @@ impl Walk {
         };
         let shown = fetcher.shown(&url);
         self.asked += 1;
-        self.page(&url, &shown, &answer, body)
+        // A large document takes a while: not for an async thread.
+        let (parsed, unread) = (Arc::clone(&pages), body.clone());
+        let found = tokio::task::spawn_blocking(move || parsed.paths.find(&unread))
+            .await
+            .map_err(|e| Error::internal(format!("an answer was not read: {e}")))?;
+        found
+            .and_then(|found| self.page(&url, &shown, &answer, found))
             .map(Some)
             .map_err(|e| {
                 let text = pages.fetcher.requests.access.hidden.hide(&e.to_string());
@@ -229,19 +251,14 @@ impl Walk {
             })
     }
 
-    fn page(&mut self, url: &Url, shown: &str, answer: &Answer, body: &Bytes) -> Result<Page> {
-        let pages = Arc::clone(&self.pages);
-        let paths = &pages.paths;
-        let has_paths = paths.records.is_some() || paths.cursor.is_some();
-        let document = Document::new(body, has_paths)?;
-        let records = document.records(paths.records.as_ref())?;
+    fn page(&mut self, url: &Url, shown: &str, answer: &Answer, found: Found) -> Result<Page> {
+        let Found { records, cursor } = found;
         let meta = Meta {
             origin: shown.to_owned(),
             id: None,
             status: Some(answer.status),
             at_ms: Utc::now().timestamp_millis(),
         };
-        let cursor = paths.cursor.as_ref().and_then(|path| document.text(path));
         self.next = self.follow(url, answer, records.is_empty(), cursor.as_deref())?;
         self.standing = Standing {
             validators: answer.validators.clone(),

@@ -1,35 +1,36 @@
-//! The threads that tasks compute on: apart from those that answer, so that a worker that is busy is still heard.
+//! Threads to compute on, apart from those that answer: a process that is busy is still heard, and still hears.
 
-use essaim_common::{Error, Result};
+use crate::error::{Error, Result};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
-/// Responses of a task that wait to be sent, each at most a chunk of rows.
+/// Items that wait for their reader, each at most a chunk of rows.
 const AHEAD: usize = 2;
 
 /// The threads. Dropped, they end when what they compute comes to its next pause.
 #[derive(Debug)]
-pub(crate) struct TaskThreads(Option<Runtime>);
+pub struct Threads(Option<Runtime>);
 
-impl TaskThreads {
-    /// As many as there are cores.
+impl Threads {
+    /// As many as there are cores, of this name (at most 15 bytes).
     ///
     /// # Errors
     /// The system gives none.
-    pub(crate) fn start() -> Result<Self> {
+    pub fn start(name: &str) -> Result<Self> {
         Builder::new_multi_thread()
-            .thread_name("task")
+            .thread_name(name)
             .enable_all()
             .build()
             .map(|runtime| Self(Some(runtime)))
-            .map_err(|e| Error::internal(format!("no threads for tasks: {e}")))
+            .map_err(|e| Error::internal(format!("no threads to compute on: {e}")))
     }
 
     /// What runs something on them.
-    pub(crate) fn handle(&self) -> Handle {
+    pub fn handle(&self) -> Handle {
         // It is there until it is dropped.
         self.0
             .as_ref()
@@ -37,7 +38,7 @@ impl TaskThreads {
     }
 }
 
-impl Drop for TaskThreads {
+impl Drop for Threads {
     fn drop(&mut self) {
         // Waiting for them is not for an async thread.
         if let Some(runtime) = self.0.take() {
@@ -46,23 +47,34 @@ impl Drop for TaskThreads {
     }
 }
 
-/// Computes a stream on `threads`; it ends there when what is returned is dropped.
-pub(crate) fn computed_on<T: Send + 'static>(
+/// Computes a stream on `threads`, in the span of the caller; it ends there when what is returned is dropped. A panic of
+/// it is its reader's.
+pub fn computed_on<T: Send + 'static>(
     threads: &Handle,
     mut items: BoxStream<'static, T>,
 ) -> BoxStream<'static, T> {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let work = threads.spawn(async move {
+    let compute = async move {
         while let Some(item) = items.next().await {
             if sender.send(item).await.is_err() {
                 break;
             }
         }
-    });
-    let state = (receiver, AbortOnDropHandle::new(work));
-    stream::unfold(state, |(mut receiver, work)| async move {
-        let item = receiver.recv().await?;
-        Some((item, (receiver, work)))
+    };
+    let work = AbortOnDropHandle::new(threads.spawn(compute.in_current_span()));
+    stream::unfold(Some((receiver, work)), |state| async {
+        let (mut receiver, work) = state?;
+        if let Some(item) = receiver.recv().await {
+            return Some((item, Some((receiver, work))));
+        }
+        match work.await {
+            Ok(()) => None,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The threads are gone, and the process is about to be: this is not the end of the rows.
+                Err(_) => std::future::pending().await,
+            },
+        }
     })
     .boxed()
 }
@@ -70,6 +82,7 @@ pub(crate) fn computed_on<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use std::sync::mpsc as blocking;
     use std::time::Duration;
     use tokio::sync::oneshot;
@@ -79,7 +92,7 @@ mod tests {
     // On one thread, so that whoever blocks it blocks the test.
     #[tokio::test]
     async fn a_stream_that_blocks_its_thread_leaves_its_reader_free() {
-        let threads = TaskThreads::start().unwrap();
+        let threads = Threads::start("test").unwrap();
         let (go, wait) = blocking::channel();
         let items = stream::once(async move { wait.recv_timeout(LONG).unwrap() }).boxed();
         let mut items = computed_on(&threads.handle(), items);
@@ -90,8 +103,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_panic_is_not_the_end_of_the_rows() {
+        let threads = Threads::start("test").unwrap();
+        let items = stream::iter([1, 2]).map(|item| {
+            assert_eq!(item, 1, "the second breaks");
+            item
+        });
+        let mut items = computed_on(&threads.handle(), items.boxed());
+        assert_eq!(items.next().await, Some(1));
+        let broken = std::panic::AssertUnwindSafe(items.next()).catch_unwind();
+        assert!(broken.await.is_err());
+    }
+
+    #[tokio::test]
     async fn a_stream_ends_when_nobody_reads_it_any_more() {
-        let threads = TaskThreads::start().unwrap();
+        let threads = Threads::start("test").unwrap();
         let (held, gone) = oneshot::channel::<()>();
         let items = stream::once(async move {
             let _held = held;
