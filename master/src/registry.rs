@@ -1,5 +1,6 @@
 //! Who is in the cluster: workers with their leases, and slots of theirs for those who want them.
 
+mod leases;
 mod slot;
 
 pub use slot::Slot;
@@ -20,45 +21,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 
 /// How often a worker shall be heard.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Without a heartbeat for this long a worker is given up.
 pub const LEASE: Duration = Duration::from_secs(5);
 
-/// Whether silence says anything of the one who is silent: after a pause of the master's own (a machine that was suspended
-/// or overloaded) heartbeats may be waiting to be read, or on their way.
-struct Hearing {
-    last: Instant,
-    good_from: Instant,
-}
-
-impl Hearing {
-    fn new(now: Instant) -> Self {
-        Self {
-            last: now,
-            good_from: now,
-        }
-    }
-
-    /// Asked several times a heartbeat.
-    fn is_good(&mut self, now: Instant) -> bool {
-        let paused = now.duration_since(self.last) > HEARTBEAT;
-        self.last = now;
-        if paused {
-            self.good_from = now + 2 * HEARTBEAT;
-        }
-        now >= self.good_from
-    }
-}
-
-/// How long a worker may take to accept a connection when its death is suspected.
-const PROBE: Duration = Duration::from_secs(1);
-
 /// The client of a worker's tasks; cheap to clone, one connection a worker.
 pub type TaskClient = TasksClient<Link>;
+
+fn client(link: Link) -> TaskClient {
+    TasksClient::new(link)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
 
 /// How long a worker that was given up is remembered.
 const LOST_KEPT: Duration = Duration::from_secs(600);
@@ -257,9 +233,7 @@ impl Registry {
         // One that was given up while it was out of reach is back.
         state.lost.retain(|lost| lost.info.id != request.worker_id);
         tracing::info!(worker = %request.worker_id, address = %request.address, slots = request.slots, version = %request.version, "joined");
-        let client = TasksClient::new(link)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let client = client(link);
         self.joined.inc();
         let lanes = Lanes {
             slots: request.slots as usize,
@@ -383,30 +357,6 @@ impl Registry {
         self.members_changed.notify_waiters();
     }
 
-    /// Gives up workers whose lease is over. Runs until dropped.
-    pub async fn watch_leases(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(HEARTBEAT / 4);
-        let mut hearing = Hearing::new(Instant::now());
-        loop {
-            ticks.tick().await;
-            if !hearing.is_good(Instant::now()) {
-                continue;
-            }
-            let dead: Vec<String> = {
-                let state = self.state.lock();
-                state
-                    .members
-                    .iter()
-                    .filter(|(_, member)| member.last_heartbeat.elapsed() > LEASE)
-                    .map(|(id, _)| id.clone())
-                    .collect()
-            };
-            for worker in dead {
-                self.lose(&worker, "no heartbeat for 5 s");
-            }
-        }
-    }
-
     /// All workers, by id.
     pub fn workers(&self) -> Vec<WorkerInfo> {
         let state = self.state.lock();
@@ -422,39 +372,6 @@ impl Registry {
             .members
             .get(worker)
             .map(|member| member.client.clone())
-    }
-
-    /// Whether a worker still takes connections; one that does not is given up at once, before its lease ends.
-    pub async fn probe(self: &Arc<Self>, worker: &str) -> bool {
-        let Some(address) = self
-            .state
-            .lock()
-            .members
-            .get(worker)
-            .map(|member| member.address.clone())
-        else {
-            return false;
-        };
-        // A dying process may still accept connections: only an answer counts.
-        let reached = async {
-            let link = self.peers.connect(&address).await.ok()?;
-            HealthClient::new(link)
-                .check(HealthCheckRequest::default())
-                .await
-                .ok()
-        };
-        let reached = tokio::time::timeout(PROBE, reached).await;
-        if matches!(reached, Ok(Some(_))) {
-            return true;
-        }
-        self.lose(worker, "its connection broke and it takes no other");
-        false
-    }
-
-    /// Probes every worker: after a failure that does not tell which one it was.
-    pub async fn probe_all(self: &Arc<Self>) {
-        let workers: Vec<String> = self.state.lock().members.keys().cloned().collect();
-        futures::future::join_all(workers.iter().map(|worker| self.probe(worker))).await;
     }
 
     /// Slots of all workers that take tasks.

@@ -75,10 +75,8 @@ impl Membership {
         secret: ClusterSecret,
     ) -> Result<Self> {
         let identity = &config.security.identity;
-        let endpoint = link::endpoint(&config.master, identity, CALL)
-            .map_err(|error| error.context("--master"))?
-            .timeout(CALL);
-        // A token file that is missing is known now and not when the master answers.
+        // A file that is missing is known now and not when the master answers.
+        endpoint(config)?;
         Credentials::of(identity)?;
         let drain = CancellationToken::new();
         let released = CancellationToken::new();
@@ -93,7 +91,6 @@ impl Membership {
         let member = Member {
             id,
             lease: Arc::clone(&lease),
-            endpoint,
             config: config.clone(),
             address,
             gauge,
@@ -146,10 +143,16 @@ impl Membership {
     }
 }
 
+/// Where the master is, and how one connects to it.
+fn endpoint(config: &WorkerConfig) -> Result<Endpoint> {
+    let endpoint = link::endpoint(&config.master, &config.security.identity, CALL)
+        .map_err(|error| error.context("--master"))?;
+    Ok(endpoint.timeout(CALL))
+}
+
 struct Member {
     id: String,
     lease: Arc<Lease>,
-    endpoint: Endpoint,
     config: WorkerConfig,
     address: SocketAddr,
     gauge: Gauge,
@@ -201,11 +204,10 @@ impl Member {
         Ok(())
     }
 
-    /// A connection to the master, with the token as it is now.
+    /// A connection to the master, with the token and the certificates as they are now.
     async fn client(&self) -> Result<ClusterClient<Link>> {
         let credentials = Credentials::of(&self.config.security.identity)?;
-        let channel = self
-            .endpoint
+        let channel = endpoint(&self.config)?
             .connect()
             .await
             .map_err(|e| Error::unavailable(format!("{e:?}")))?;
@@ -294,7 +296,8 @@ impl Member {
 
     /// The local address of the route to the master. Connecting a UDP socket sends nothing.
     fn route_to_master(&self) -> Option<std::net::IpAddr> {
-        let uri = self.endpoint.uri();
+        let endpoint = endpoint(&self.config).ok()?;
+        let uri = endpoint.uri();
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
         socket
             .connect((uri.host()?, uri.port_u16().unwrap_or(7077)))

@@ -15,11 +15,6 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use tokio_util::task::AbortOnDropHandle;
-
-/// How often the tokens file is looked at and clients that have gone are forgotten.
-const CARE: Duration = Duration::from_secs(1);
 
 /// Why a request may not pass. The text is for the caller and names no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +56,10 @@ struct Inner {
 
 /// The one who decides, for all listeners of a process.
 #[derive(Debug, Clone)]
-pub struct Access {
-    inner: Arc<Inner>,
-    _care: Arc<AbortOnDropHandle<()>>,
-}
+pub struct Access(Arc<Inner>);
 
 impl Access {
-    /// Reads the tokens and keeps them up to date. A worker brings the `secret` that it asks for.
+    /// Reads the tokens. A worker brings the `secret` that it asks for.
     ///
     /// # Errors
     /// As [`Tokens::open`].
@@ -75,40 +67,27 @@ impl Access {
         let tokens = security.tokens.clone().map(Tokens::open).transpose()?;
         let limits = security.limits;
         let per_second = NonZeroU32::new(limits.requests_per_second).unwrap_or(NonZeroU32::MIN);
-        let inner = Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
             tokens,
             secret,
             limits,
             rates: RateLimiter::keyed(Quota::per_second(per_second)),
             log: RateLimiter::direct(Quota::per_second(NonZeroU32::MIN)),
             unlogged: AtomicU64::new(0),
-        });
-        let cared = Arc::clone(&inner);
-        let care = tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(CARE);
-            loop {
-                ticks.tick().await;
-                let inner = Arc::clone(&cared);
-                let refreshed = tokio::task::spawn_blocking(move || {
-                    if let Some(tokens) = &inner.tokens {
-                        tokens.refresh();
-                    }
-                    inner.rates.retain_recent();
-                });
-                if let Err(error) = refreshed.await {
-                    tracing::error!(%error, "the tokens could not be looked at");
-                }
-            }
-        });
-        Ok(Self {
-            inner,
-            _care: Arc::new(AbortOnDropHandle::new(care)),
-        })
+        })))
+    }
+
+    /// Reads the tokens again if their file has changed, and forgets callers that have been quiet. Blocks while it does.
+    pub(crate) fn take_care(&self) {
+        if let Some(tokens) = &self.0.tokens {
+            tokens.refresh();
+        }
+        self.0.rates.retain_recent();
     }
 
     /// Whether tokens are asked for.
     pub fn has_tokens(&self) -> bool {
-        self.inner.tokens.is_some()
+        self.0.tokens.is_some()
     }
 
     /// Lets a request pass or says why not. `what` is asked for: an RPC or a page.
@@ -196,20 +175,20 @@ impl Access {
     }
 
     fn pace(&self, client: Client) -> std::result::Result<(), Refusal> {
-        self.inner.rates.check_key(&client).map_err(|_| {
+        self.0.rates.check_key(&client).map_err(|_| {
             Refusal::TooMany(format!(
                 "more than {} requests in this second: ask less often, or start the server with a higher --requests-per-second",
-                self.inner.limits.requests_per_second
+                self.0.limits.requests_per_second
             ))
         })
     }
 
     fn log(&self, refusal: &Refusal, what: &str, peer: &Peer) {
-        if self.inner.log.check().is_err() {
-            self.inner.unlogged.fetch_add(1, Ordering::Relaxed);
+        if self.0.log.check().is_err() {
+            self.0.unlogged.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let unlogged = self.inner.unlogged.swap(0, Ordering::Relaxed);
+        let unlogged = self.0.unlogged.swap(0, Ordering::Relaxed);
         // A path may be anything: what is shown of it is short and escaped.
         let shown: String = what.chars().take(100).collect();
         let why = refusal.message().replace(what, "it");

@@ -7,6 +7,7 @@ use crate::net::listener::{self, Connection, FIRST_REQUEST, Peer};
 use crate::net::rpcs;
 use crate::net::secret::ClusterSecret;
 use crate::net::tls::{self, Inside};
+use crate::net::watched::Watched;
 use crate::net::{Limits, Security};
 use futures::Stream;
 use futures::future::BoxFuture;
@@ -17,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Server;
@@ -29,6 +31,8 @@ const HEADER_BYTES: u32 = 64 << 10;
 /// How often a quiet connection is asked whether it is still there, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(20);
+/// How often files are looked at, and callers that have gone are forgotten.
+const CARE: Duration = Duration::from_secs(1);
 /// File descriptors that are not connections: files, logs, brokers and databases.
 const OTHER_FILES: u64 = 256;
 
@@ -36,11 +40,12 @@ const OTHER_FILES: u64 = 256;
 #[derive(Clone)]
 pub struct Gate {
     access: Access,
-    http2: Option<Arc<ServerConfig>>,
-    http1: Option<Arc<ServerConfig>>,
+    http2: Option<Arc<Watched<ServerConfig>>>,
+    http1: Option<Arc<Watched<ServerConfig>>>,
     limits: Limits,
     security: Arc<Security>,
     listeners: Listeners,
+    _care: Arc<AbortOnDropHandle<()>>,
 }
 
 impl std::fmt::Debug for Gate {
@@ -55,13 +60,19 @@ impl Gate {
     /// # Errors
     /// A file is missing or wrong.
     pub fn open(security: &Security, secret: Option<ClusterSecret>) -> Result<Self> {
+        let access = Access::open(security, secret)?;
+        let http2 = tls::server(security, Inside::Http2)?.map(Arc::new);
+        let http1 = tls::server(security, Inside::Http1)?.map(Arc::new);
+        let certificates = http2.iter().chain(&http1).cloned().collect();
+        let care = tokio::spawn(take_care(access.clone(), certificates));
         Ok(Self {
-            access: Access::open(security, secret)?,
-            http2: tls::server(security, Inside::Http2)?,
-            http1: tls::server(security, Inside::Http1)?,
+            access,
+            http2,
+            http1,
             limits: within_files(security.limits),
             security: Arc::new(security.clone()),
             listeners: Listeners::default(),
+            _care: Arc::new(AbortOnDropHandle::new(care)),
         })
     }
 
@@ -158,6 +169,23 @@ impl Gate {
     /// The one who decides.
     pub(crate) fn access(&self) -> &Access {
         &self.access
+    }
+}
+
+/// Reads tokens and certificates again when their files change.
+async fn take_care(access: Access, certificates: Vec<Arc<Watched<ServerConfig>>>) {
+    let certificates = Arc::new(certificates);
+    let mut ticks = tokio::time::interval(CARE);
+    loop {
+        ticks.tick().await;
+        let (access, certificates) = (access.clone(), Arc::clone(&certificates));
+        let taken = tokio::task::spawn_blocking(move || {
+            access.take_care();
+            certificates.iter().for_each(|files| files.refresh());
+        });
+        if let Err(error) = taken.await {
+            tracing::error!(%error, "tokens and certificates could not be looked at");
+        }
     }
 }
 

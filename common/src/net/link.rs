@@ -6,6 +6,7 @@ use crate::net::OwnToken;
 use crate::net::secret::ClusterSecret;
 use crate::net::tls;
 use crate::net::tokens::{self, Token};
+use crate::net::watched::Watched;
 use async_trait::async_trait;
 use datafusion::common::DataFusionError;
 use datafusion_distributed::{ChannelResolver, WorkerChannel, grpc};
@@ -103,10 +104,11 @@ impl Service<http::Request<Body>> for Link {
 /// # Errors
 /// No URL; `https://` and no `--tls-ca`; a certificate file that is wrong.
 pub fn endpoint(address: &str, identity: &Identity, connect: Duration) -> Result<Endpoint> {
-    with_tls(address, tls::client(identity, connect)?, connect)
+    let tls = tls::client(identity, connect)?;
+    with_tls(address, tls.map(|tls| tls.get()).as_deref(), connect)
 }
 
-fn with_tls(address: &str, tls: Option<ClientTlsConfig>, connect: Duration) -> Result<Endpoint> {
+fn with_tls(address: &str, tls: Option<&ClientTlsConfig>, connect: Duration) -> Result<Endpoint> {
     let wrong = |e: tonic::transport::Error| {
         Error::invalid(format!(
             "{address}: {e}; write http://HOST:PORT or https://HOST:PORT"
@@ -120,7 +122,7 @@ fn with_tls(address: &str, tls: Option<ClientTlsConfig>, connect: Duration) -> R
         Some("http") => Ok(endpoint),
         Some("https") => match tls {
             Some(tls) => endpoint
-                .tls_config(tls)
+                .tls_config(tls.clone())
                 .map_err(|e| Error::invalid(format!("{address}: {e:?}"))),
             None => Err(Error::invalid(format!(
                 "{address} speaks TLS: give the authority of its certificate with --tls-ca FILE"
@@ -132,15 +134,24 @@ fn with_tls(address: &str, tls: Option<ClientTlsConfig>, connect: Duration) -> R
     }
 }
 
+/// A connection of exchanges.
+struct Exchange {
+    link: Link,
+    /// When it was last asked for.
+    used: Instant,
+    /// With which certificates it connects, and connects again.
+    tls: Option<Arc<ClientTlsConfig>>,
+}
+
 /// The way to the workers of a cluster, for its master and for the workers among themselves.
 #[derive(Clone)]
 pub struct Peers {
-    tls: Option<ClientTlsConfig>,
+    tls: Option<Arc<Watched<ClientTlsConfig>>>,
     secret: ClusterSecret,
     /// What keeps connections alive: not the threads of whoever calls, which may be busy computing.
     runtime: Handle,
-    /// Connections of exchanges, which ask for one at each call, and when they last did.
-    exchanges: Arc<Mutex<HashMap<Url, (Link, Instant)>>>,
+    /// Exchanges ask for a connection at each call.
+    exchanges: Arc<Mutex<HashMap<Url, Exchange>>>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -157,7 +168,7 @@ impl Peers {
     /// A certificate file is wrong.
     pub fn new(identity: &Identity, secret: ClusterSecret) -> Result<Self> {
         Ok(Self {
-            tls: tls::client(identity, CONNECT)?,
+            tls: tls::client(identity, CONNECT)?.map(Arc::new),
             secret,
             runtime: Handle::current(),
             exchanges: Arc::default(),
@@ -197,8 +208,15 @@ impl Peers {
         Ok(Link::new(channel, Credentials::Secret(self.secret.clone())))
     }
 
+    /// The certificates as they are now.
+    fn tls(&self) -> Option<Arc<ClientTlsConfig>> {
+        let tls = self.tls.as_ref()?;
+        tls.refresh();
+        Some(tls.get())
+    }
+
     fn endpoint(&self, address: &str) -> Result<Endpoint> {
-        Ok(with_tls(address, self.tls.clone(), CONNECT)?
+        Ok(with_tls(address, self.tls().as_deref(), CONNECT)?
             .http2_keep_alive_interval(Duration::from_secs(2))
             .keep_alive_timeout(Duration::from_secs(3))
             .initial_stream_window_size(4 << 20)
@@ -212,12 +230,16 @@ impl ChannelResolver for Peers {
         &self,
         url: &Url,
     ) -> std::result::Result<Box<dyn WorkerChannel>, DataFusionError> {
+        let tls = self.tls();
         let known = {
             let mut exchanges = self.exchanges.lock();
-            exchanges.get_mut(url).map(|(link, used)| {
-                *used = Instant::now();
-                link.clone()
-            })
+            let known = exchanges.get_mut(url);
+            known
+                .filter(|known| known.tls.as_ref().map(Arc::as_ptr) == tls.as_ref().map(Arc::as_ptr))
+                .map(|known| {
+                    known.used = Instant::now();
+                    known.link.clone()
+                })
         };
         let link = match known {
             Some(link) => link,
@@ -225,8 +247,13 @@ impl ChannelResolver for Peers {
                 // A URL ends with a slash where an address need not.
                 let link = self.connect(url.as_str()).await?;
                 let mut exchanges = self.exchanges.lock();
-                exchanges.retain(|_, (_, used)| used.elapsed() < UNUSED);
-                exchanges.insert(url.clone(), (link.clone(), Instant::now()));
+                exchanges.retain(|_, exchange| exchange.used.elapsed() < UNUSED);
+                let exchange = Exchange {
+                    link: link.clone(),
+                    used: Instant::now(),
+                    tls,
+                };
+                exchanges.insert(url.clone(), exchange);
                 link
             }
         };

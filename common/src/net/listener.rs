@@ -2,6 +2,7 @@
 
 use crate::metrics::Connections;
 use crate::net::Limits;
+use crate::net::watched::Watched;
 use futures::Stream;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -127,13 +128,12 @@ impl Drop for Place {
 /// The connections that come in, TLS agreed on. Ends when it is dropped; what fails before a request is only logged.
 pub(crate) fn accept(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<Watched<ServerConfig>>>,
     limits: Limits,
     connections: Connections,
     first_request: Duration,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
     let (ready, accepted) = mpsc::channel(READY);
-    let tls = tls.map(TlsAcceptor::from);
     connections.set_limit(limits.connections);
     let open = Arc::new(Open {
         limits,
@@ -146,7 +146,7 @@ pub(crate) fn accept(
 
 async fn accept_all(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Watched<ServerConfig>>>,
     open: Arc<Open>,
     first_request: Duration,
     ready: mpsc::Sender<io::Result<Connection>>,
@@ -183,7 +183,8 @@ async fn accept_all(
                 continue;
             }
         };
-        let (tls, ready) = (tls.clone(), ready.clone());
+        let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.get()));
+        let ready = ready.clone();
         handshakes.spawn(async move {
             match shake_hands(stream, tls).await {
                 Ok(io) => {

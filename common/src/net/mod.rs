@@ -13,6 +13,7 @@ pub mod rpcs;
 pub mod secret;
 pub mod tls;
 pub mod tokens;
+pub mod watched;
 
 pub use gate::Gate;
 pub use link::{Credentials, Link, Peers};

@@ -1,8 +1,9 @@
 //! Certificates from PEM files, for those who listen (rustls) and those who connect (tonic).
 
 use crate::error::{Error, Result};
+use crate::net::watched::Watched;
 use crate::net::{Identity, Security};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_rustls::rustls::crypto::ring;
@@ -11,6 +12,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as OwnCertificate};
+
+/// What a message calls them.
+const CERTIFICATES: &str = "certificates";
 
 /// What is spoken inside of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,11 +25,11 @@ pub enum Inside {
     Http1,
 }
 
-/// How a listener speaks TLS; `None` if it has no certificate.
+/// How a listener speaks TLS, as its files are now; `None` if it has no certificate.
 ///
 /// # Errors
 /// A file that cannot be read or is not what it should be; a certificate without its key or the other way round.
-pub fn server(security: &Security, inside: Inside) -> Result<Option<Arc<ServerConfig>>> {
+pub fn server(security: &Security, inside: Inside) -> Result<Option<Watched<ServerConfig>>> {
     let Some((cert, key)) = pair(&security.identity)? else {
         if let Some(client_ca) = &security.client_ca {
             return Err(Error::invalid(format!(
@@ -35,6 +39,20 @@ pub fn server(security: &Security, inside: Inside) -> Result<Option<Arc<ServerCo
         }
         return Ok(None);
     };
+    let (cert, key, client_ca) = (cert.clone(), key.clone(), security.client_ca.clone());
+    let files = [&cert, &key].into_iter().chain(&client_ca).cloned();
+    Watched::open(CERTIFICATES, files.collect(), move || {
+        listens(&cert, &key, client_ca.as_deref(), inside)
+    })
+    .map(Some)
+}
+
+fn listens(
+    cert: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+    inside: Inside,
+) -> Result<ServerConfig> {
     let chain = certificates(cert, "--tls-cert")?;
     let private = PrivateKeyDer::from_pem_slice(&private_key(key)?).map_err(|e| {
         Error::invalid(format!(
@@ -47,7 +65,7 @@ pub fn server(security: &Security, inside: Inside) -> Result<Option<Arc<ServerCo
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|e| wrong("TLS", &e))?;
-    let builder = match &security.client_ca {
+    let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(client_ca) => {
             let mut roots = RootCertStore::empty();
@@ -76,18 +94,34 @@ pub fn server(security: &Security, inside: Inside) -> Result<Option<Arc<ServerCo
         Inside::Http2 => b"h2".to_vec(),
         Inside::Http1 => b"http/1.1".to_vec(),
     }];
-    Ok(Some(Arc::new(config)))
+    Ok(config)
 }
 
-/// How a process connects to `https://` addresses; `None` if it trusts no authority.
+/// How a process connects to `https://` addresses, as its files are now; `None` if it trusts no authority.
 ///
 /// # Errors
 /// As for [`server`].
-pub fn client(identity: &Identity, handshake: Duration) -> Result<Option<ClientTlsConfig>> {
-    let own = pair(identity)?;
-    let Some(ca) = &identity.ca else {
+pub fn client(
+    identity: &Identity,
+    handshake: Duration,
+) -> Result<Option<Watched<ClientTlsConfig>>> {
+    let own = pair(identity)?.map(|(cert, key)| (cert.clone(), key.clone()));
+    let Some(ca) = identity.ca.clone() else {
         return Ok(None);
     };
+    let mut files = vec![ca.clone()];
+    files.extend(own.iter().flat_map(|(cert, key)| [cert, key]).cloned());
+    Watched::open(CERTIFICATES, files, move || {
+        connects(&ca, own.as_ref(), handshake)
+    })
+    .map(Some)
+}
+
+fn connects(
+    ca: &Path,
+    own: Option<&(PathBuf, PathBuf)>,
+    handshake: Duration,
+) -> Result<ClientTlsConfig> {
     // Tonic reads the PEM again at each connection, so a wrong file is found here and not there.
     certificates(ca, "--tls-ca")?;
     let mut config = ClientTlsConfig::new()
@@ -98,10 +132,10 @@ pub fn client(identity: &Identity, handshake: Duration) -> Result<Option<ClientT
         let own = OwnCertificate::from_pem(read(cert, "--tls-cert")?, private_key(key)?);
         config = config.identity(own);
     }
-    Ok(Some(config))
+    Ok(config)
 }
 
-fn pair(identity: &Identity) -> Result<Option<(&Path, &Path)>> {
+fn pair(identity: &Identity) -> Result<Option<(&PathBuf, &PathBuf)>> {
     match (&identity.cert, &identity.key) {
         (Some(cert), Some(key)) => Ok(Some((cert, key))),
         (None, None) => Ok(None),

@@ -1,11 +1,11 @@
 //! Bearer tokens: lines of a role, a name and a token; compared in constant time, read again when the file changes.
 
 use crate::error::{Error, Result};
+use crate::net::watched::Watched;
 use chrono::{DateTime, Utc};
-use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -192,26 +192,9 @@ pub enum Bearer {
     Known(Arc<str>, Vec<Role>),
 }
 
-/// How a file looked when it was read: another one of these, another content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: (i64, i64),
-    bytes: u64,
-    inode: u64,
-}
-
 /// The tokens that count now.
-pub struct Tokens {
-    source: TokenSource,
-    entries: RwLock<Vec<Entry>>,
-    stamp: parking_lot::Mutex<Option<Stamp>>,
-}
-
-impl fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokens({:?})", self.source)
-    }
-}
+#[derive(Debug)]
+pub struct Tokens(Watched<Vec<Entry>>);
 
 impl Tokens {
     /// Reads them for the first time.
@@ -219,43 +202,22 @@ impl Tokens {
     /// # Errors
     /// A file that is not there or too large, a line that is none; no token at all, which would lock everyone out.
     pub fn open(source: TokenSource) -> Result<Self> {
-        let (entries, stamp) = match &source {
-            TokenSource::File(path) => {
-                let stamp = stamp(path)?;
-                (read(path)?, Some(stamp))
-            }
+        let files = match &source {
+            TokenSource::File(path) => vec![path.clone()],
+            TokenSource::Text(_) => Vec::new(),
+        };
+        let read = move || match &source {
+            TokenSource::File(path) => read(path),
             TokenSource::Text(text) => {
-                let entries = parse(text).map_err(|error| error.context("ESSAIM_TOKENS"))?;
-                (entries, None)
+                parse(text).map_err(|error| error.context("ESSAIM_TOKENS"))
             }
         };
-        Ok(Self {
-            source,
-            entries: RwLock::new(entries),
-            stamp: parking_lot::Mutex::new(stamp),
-        })
+        Watched::open("tokens", files, read).map(Self)
     }
 
     /// Reads the file again if it has changed. What does not parse changes nothing and is logged once.
     pub fn refresh(&self) {
-        let TokenSource::File(path) = &self.source else {
-            return;
-        };
-        let now = stamp(path).ok();
-        let mut known = self.stamp.lock();
-        if now == *known {
-            return;
-        }
-        *known = now;
-        match read(path) {
-            Ok(entries) => {
-                tracing::info!(file = %path.display(), tokens = entries.len(), "read the tokens again");
-                *self.entries.write() = entries;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the tokens file cannot be used: the tokens read before still count");
-            }
-        }
+        self.0.refresh();
     }
 
     /// Whose a token is. Takes as long for one that is not known as for one that is.
@@ -264,7 +226,7 @@ impl Tokens {
         let now = Utc::now();
         let mut name = None;
         let mut roles = Vec::new();
-        for entry in self.entries.read().iter() {
+        for entry in self.0.get().iter() {
             let same: bool = entry.digest.ct_eq(&presented).into();
             if same {
                 name = Some(Arc::clone(&entry.name));
@@ -286,15 +248,6 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
         "the tokens file {} cannot be read: {error}",
         path.display()
     ))
-}
-
-fn stamp(path: &Path) -> Result<Stamp> {
-    let metadata = std::fs::metadata(path).map_err(|e| unreadable(path, &e))?;
-    Ok(Stamp {
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-        bytes: metadata.len(),
-        inode: metadata.ino(),
-    })
 }
 
 fn read(path: &Path) -> Result<Vec<Entry>> {

@@ -38,17 +38,6 @@ fn registry(workers: &[(&str, u32)]) -> Arc<Registry> {
     registry
 }
 
-#[test]
-fn silence_during_a_pause_of_the_masters_own_is_not_held_against_workers() {
-    let start = Instant::now();
-    let mut hearing = Hearing::new(start);
-    assert!(hearing.is_good(start + HEARTBEAT / 4));
-    let back = start + LEASE * 2;
-    assert!(!hearing.is_good(back));
-    assert!(!hearing.is_good(back + HEARTBEAT));
-    assert!(hearing.is_good(back + 2 * HEARTBEAT));
-}
-
 #[tokio::test]
 async fn a_worker_to_avoid_is_used_only_if_there_is_no_other() {
     let pair = registry(&[("a", 1), ("b", 1)]);

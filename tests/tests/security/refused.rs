@@ -276,3 +276,62 @@ async fn a_certificate_must_be_of_the_authority_and_in_time() -> Result<()> {
     assert_eq!(integers(&rows, 0)?, [1000]);
     Ok(())
 }
+
+#[tokio::test]
+async fn renewed_certificates_count_without_a_restart() -> Result<()> {
+    let cluster = Guarded::start(Guard::MutualTls, 2, &[]).await?;
+    let tables = format!("{}{}", numbers("l", 1000), numbers("r", 100));
+    // Rows cross from worker to worker, and both call each other.
+    let join = format!(
+        "SET essaim.execution = 'exchange'; SET essaim.broadcast_threshold = 0;
+         {tables}SELECT count(*) FROM l JOIN r ON l.value = r.value"
+    );
+    let (rows, _) = cluster.query(SUBMIT, &join).await?;
+    assert_eq!(integers(&rows, 0)?, [100]);
+    let old = cluster.authority.sign("old")?;
+    let old_ca = cluster.dir.join("old-ca.crt");
+    std::fs::copy(&cluster.authority.certificate, &old_ca)?;
+
+    // Another authority, and everybody has certificates of it, in the same files.
+    let authority = Authority::new(&cluster.dir, "authority")?;
+    authority.sign("server")?;
+    authority.sign("client")?;
+    let listeners = [cluster.grpc, cluster.workers[0].1, cluster.workers[1].1];
+    let pages = [cluster.http, cluster.workers[0].2, cluster.workers[1].2];
+    let renewed = cluster.identity();
+    wait_for("all listeners to show the new certificate", SOON, async || {
+        for address in listeners.into_iter().chain(pages) {
+            if raw::connect(address, Some(&renewed)).await.is_err() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    for address in pages {
+        let (status, ..) = raw::get(address, Some(&renewed), "/healthz", "").await?;
+        assert_eq!(status, 200);
+        // One who trusts the new authority and shows a certificate of the old one.
+        let stale = identity(&cluster.authority.certificate, Some(&old));
+        let page = raw::get(address, Some(&stale), "/healthz", "").await;
+        assert!(page.is_err(), "{page:?}");
+        let trusts_old = identity(&old_ca, Some(&cluster.client));
+        let page = raw::get(address, Some(&trusts_old), "/healthz", "").await;
+        assert!(page.is_err(), "{page:?}");
+    }
+    let (rows, job) = cluster.query(SUBMIT, &join).await?;
+    assert_eq!(integers(&rows, 0)?, [100]);
+    assert_eq!(job.queries[0].retries, 0, "{job:?}");
+
+    // What cannot be used changes nothing, and is said.
+    std::fs::write(cluster.dir.join("server.crt"), "nonsense")?;
+    wait_for("the log to say so", SOON, async || {
+        let log = cluster.written()?;
+        let said = log.contains("certificates that were read before still count");
+        Ok((said && log.contains("holds no certificate")).then_some(()))
+    })
+    .await?;
+    let (status, ..) = raw::get(cluster.http, Some(&renewed), "/healthz", "").await?;
+    assert_eq!(status, 200);
+    Ok(())
+}
