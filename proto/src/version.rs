@@ -8,7 +8,7 @@ use std::ops::Deref;
 /// It stands for the messages of `essaim.v1`, for Essaim's nodes in a plan, and for the engine, whose plans travel in an
 /// encoding that is only good for the same engine. Raise it when a worker could misunderstand what a master with the
 /// same number sends. What is only added, and what the other side may leave out, needs no new number.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The version of this software.
 pub static VERSION: Version = Version::new(env!("CARGO_PKG_VERSION"));

@@ -141,6 +141,53 @@ async fn a_joined_table_that_is_analysed_while_the_job_runs_does_no_harm() -> Re
 }
 
 #[tokio::test]
+async fn two_tables_over_one_topic_have_event_times_of_their_own() -> Result<()> {
+    let topic = Topic::create(2).await?;
+    let database = Database::create().await?;
+    let table = |name: &str, event_time: &str| {
+        format!(
+            "CREATE UNBOUNDED EXTERNAL TABLE {name} (at TIMESTAMP, booked TIMESTAMP) STORED AS KAFKA LOCATION '{}'
+             OPTIONS (format 'json', event_time '{event_time}', watermark_delay '10 seconds');\n",
+            topic.location()
+        )
+    };
+    let count = |stream: &str, event_time: &str| {
+        format!(
+            "INSERT INTO {stream}_counts SELECT window_start, count(*) AS events
+             FROM {stream} GROUP BY window({event_time}, INTERVAL '1 minute');\n"
+        )
+    };
+    let key = ", mode 'upsert', key 'window_start'";
+    let sql = [
+        table("seen", "at"),
+        table("paid", "booked"),
+        database.declare("seen_counts", "seen_counts", key),
+        database.declare("paid_counts", "paid_counts", key),
+        "SET essaim.trigger = '100 milliseconds';\n".to_owned(),
+        count("seen", "at"),
+        count("paid", "booked"),
+    ]
+    .concat();
+    // Booked a day later: by that time every row is late by the other.
+    let event = |n: i64| {
+        let at = 1_767_225_600_000_i64 + n * 1000;
+        json!({"at": at, "booked": at + 86_400_000}).to_string()
+    };
+    let client = shared().await?.client().await?;
+    let job = client.submit(&sql, &unique("two-times")).await?;
+    for to in [100, 200, 300] {
+        topic.produce((to - 100..to).map(event)).await?;
+        for table in ["seen_counts", "paid_counts"] {
+            let counted = format!("SELECT coalesce(sum(events), 0) FROM {table}");
+            until(&database, &counted, &to.to_string()).await?;
+        }
+    }
+    client.cancel(&job).await?;
+    client.wait_job(&job).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn appended_windows_are_written_once_when_they_close() -> Result<()> {
     let topic = Topic::create(2).await?;
     let database = Database::create().await?;

@@ -402,9 +402,14 @@ fn add_facts(plan: &Arc<dyn ExecutionPlan>, done: &mut TaskDone) {
         add_facts(child, done);
     }
     if let Some(scan) = plan.downcast_ref::<ScanExec>() {
-        for (partition, time) in scan.event_times() {
-            let known = done.event_times.entry(partition).or_insert(time);
-            *known = time.max(*known);
+        let read = scan.event_times();
+        if !read.is_empty() {
+            let table = done.event_times.entry(scan.table().to_owned());
+            let times = &mut table.or_default().partitions;
+            for (partition, time) in read {
+                let known = times.entry(partition).or_insert(time);
+                *known = time.max(*known);
+            }
         }
         let late = plan
             .metrics()

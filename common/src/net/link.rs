@@ -235,7 +235,9 @@ impl ChannelResolver for Peers {
             let mut exchanges = self.exchanges.lock();
             let known = exchanges.get_mut(url);
             known
-                .filter(|known| known.tls.as_ref().map(Arc::as_ptr) == tls.as_ref().map(Arc::as_ptr))
+                .filter(|known| {
+                    known.tls.as_ref().map(Arc::as_ptr) == tls.as_ref().map(Arc::as_ptr)
+                })
                 .map(|known| {
                     known.used = Instant::now();
                     known.link.clone()

@@ -208,9 +208,7 @@ impl Tokens {
         };
         let read = move || match &source {
             TokenSource::File(path) => read(path),
-            TokenSource::Text(text) => {
-                parse(text).map_err(|error| error.context("ESSAIM_TOKENS"))
-            }
+            TokenSource::Text(text) => parse(text).map_err(|error| error.context("ESSAIM_TOKENS")),
         };
         Watched::open("tokens", files, read).map(Self)
     }

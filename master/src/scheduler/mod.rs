@@ -400,8 +400,8 @@ impl Statics {
 /// What tasks say of the rows that they read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct TaskFacts {
-    /// By partition of the source.
-    pub(crate) event_times: EventTimes,
+    /// By table.
+    pub(crate) event_times: BTreeMap<String, EventTimes>,
     /// By the INSERT's position.
     pub(crate) late_rows: BTreeMap<u32, u64>,
     /// By table: rows too late for every INSERT that reads it, put aside by the source.
@@ -412,7 +412,11 @@ pub(crate) struct TaskFacts {
 impl From<TaskDone> for TaskFacts {
     fn from(done: TaskDone) -> Self {
         Self {
-            event_times: done.event_times.into_iter().collect(),
+            event_times: done
+                .event_times
+                .into_iter()
+                .map(|(table, times)| (table, times.partitions.into_iter().collect()))
+                .collect(),
             late_rows: done.late_rows.into_iter().collect(),
             late_in_source: done.late_in_source.into_iter().collect(),
             progress: done.progress.unwrap_or_default(),
@@ -423,9 +427,12 @@ impl From<TaskDone> for TaskFacts {
 impl TaskFacts {
     /// Adds those of another task.
     pub(crate) fn add(&mut self, other: Self) {
-        for (partition, time) in other.event_times {
-            let known = self.event_times.entry(partition).or_insert(time);
-            *known = time.max(*known);
+        for (table, times) in other.event_times {
+            let known = self.event_times.entry(table).or_default();
+            for (partition, time) in times {
+                let latest = known.entry(partition).or_insert(time);
+                *latest = time.max(*latest);
+            }
         }
         for (query, rows) in other.late_rows {
             *self.late_rows.entry(query).or_default() += rows;

@@ -17,6 +17,7 @@ use arrow::array::RecordBatch;
 use datafusion::execution::TaskContext;
 use essaim_common::connector::Split;
 use essaim_common::outputs::split_outputs;
+use essaim_common::scan::EventTimes;
 use essaim_common::stream::{Available, Offsets};
 use essaim_common::{Error, Result};
 use essaim_proto::v1::EpochParams;
@@ -180,13 +181,9 @@ impl Reader {
             self.positions.insert(table.clone(), read.end.clone());
             if let Some(source) = self.job.plan.sources.get(table) {
                 let times = self.times.entry(table.clone()).or_default();
-                let seen = facts
-                    .event_times
-                    .iter()
-                    .filter(|(partition, _)| read.end.0.contains_key(*partition))
-                    .map(|(partition, time)| (partition.clone(), *time))
-                    .collect();
-                times.advance(&seen, &read.end, &read.idle, &source.options());
+                let none = EventTimes::new();
+                let seen = facts.event_times.get(table).unwrap_or(&none);
+                times.advance(seen, &read.end, &read.idle, &source.options());
             }
         }
         let offsets = plan

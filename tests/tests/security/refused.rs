@@ -299,14 +299,18 @@ async fn renewed_certificates_count_without_a_restart() -> Result<()> {
     let listeners = [cluster.grpc, cluster.workers[0].1, cluster.workers[1].1];
     let pages = [cluster.http, cluster.workers[0].2, cluster.workers[1].2];
     let renewed = cluster.identity();
-    wait_for("all listeners to show the new certificate", SOON, async || {
-        for address in listeners.into_iter().chain(pages) {
-            if raw::connect(address, Some(&renewed)).await.is_err() {
-                return Ok(None);
+    wait_for(
+        "all listeners to show the new certificate",
+        SOON,
+        async || {
+            for address in listeners.into_iter().chain(pages) {
+                if raw::connect(address, Some(&renewed)).await.is_err() {
+                    return Ok(None);
+                }
             }
-        }
-        Ok(Some(()))
-    })
+            Ok(Some(()))
+        },
+    )
     .await?;
     for address in pages {
         let (status, ..) = raw::get(address, Some(&renewed), "/healthz", "").await?;
