@@ -52,8 +52,9 @@ extensions_options! {
         pub max_state_bytes: u64, default = 1024 * 1024 * 1024
         /// The largest result of a query that is sent to a client, in bytes of Arrow IPC.
         pub max_result_bytes: u64, default = 16 * 1024 * 1024 * 1024
-        /// How often a failing epoch is tried again before the job fails.
-        pub max_epoch_attempts: usize, default = 30
+        /// How often an epoch may fail in a row before its job does; 0 for 30 times until the first is committed, and for
+        /// ever from then on.
+        pub max_epoch_attempts: usize, default = 0
     }
 }
 

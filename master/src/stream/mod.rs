@@ -8,6 +8,7 @@ mod aggregate;
 pub mod checkpoint;
 pub mod context;
 mod dedup;
+mod failures;
 mod feed;
 mod finish;
 mod forget;
@@ -25,10 +26,9 @@ mod upper;
 mod watermark;
 
 use crate::Shared;
-use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
-use crate::jobs::model::JobError;
 use crate::stream::checkpoint::Checkpoint;
+use crate::stream::failures::{After, Failures};
 use crate::stream::finish::Finisher;
 use crate::stream::read::{Epoch, Reader};
 use essaim_common::{Error, Result};
@@ -40,10 +40,6 @@ use tracing::{Instrument, Span};
 
 pub(crate) use setup::{check, explain};
 
-/// The first pause after an epoch that failed; twice as long after each other one.
-const BACK_OFF: Duration = Duration::from_millis(200);
-/// The longest one.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
 /// How long a job that is to stop may take for its epoch.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -185,94 +181,6 @@ async fn finish(shared: &Arc<Shared>, finisher: &mut Finisher, epoch: &mut Epoch
 async fn stopped(finisher: &mut Finisher) -> Result<Option<End>> {
     finisher.flush().await?;
     Ok(Some(End::Stopped))
-}
-
-/// What follows a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum After {
-    Again,
-    /// Somebody asked the job to stop.
-    Stop,
-}
-
-/// Counts failures in a row, and pauses after each.
-struct Failures {
-    count: usize,
-    limit: usize,
-}
-
-impl Default for Failures {
-    fn default() -> Self {
-        Self {
-            count: 0,
-            limit: essaim_common::session::Settings::default().max_epoch_attempts,
-        }
-    }
-}
-
-impl Failures {
-    /// Waits before another attempt, if there is to be one, and says so in the job's message.
-    async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
-        self.count += 1;
-        job.meter().epoch_failures.inc();
-        job.vitals().failed(self.count as u64);
-        if !error.is_transient() {
-            return Err(error.clone());
-        }
-        if self.count >= self.limit.max(1) {
-            return Err(error.clone().context(format!(
-                "an epoch failed {} times in a row (essaim.max_epoch_attempts), the last time",
-                self.count
-            )));
-        }
-        let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
-        let pause = pause.min(LONGEST_BACK_OFF);
-        tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
-        let message = format!("failed {} times in a row, tried again: {error}", self.count);
-        job.event(EventKind::EpochFailed, Severity::Warning, None, &message);
-        job.update(|record| {
-            record.record_error(JobError::now(error.to_string()));
-            record.message = message;
-        });
-        tokio::select! {
-            () = tokio::time::sleep(pause) => Ok(After::Again),
-            // The epoch that failed is planned and not committed: it is the first one when the job goes on.
-            () = job.stop_requested() => Ok(After::Stop),
-        }
-    }
-
-    fn over(&mut self, job: &JobHandle) {
-        if self.count > 0 {
-            self.count = 0;
-            job.vitals().failed(0);
-            job.update(|record| record.message.clear());
-        }
-    }
-}
-
-/// Waits for the state dir, as long as it takes, and says so in the job's message.
-#[derive(Debug, Default)]
-struct Waits(u32);
-
-impl Waits {
-    async fn next(&mut self, job: &JobHandle, error: &Error) {
-        let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
-        self.0 += 1;
-        tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
-        let message = format!("epochs wait for the state dir: {error}");
-        if self.0 == 1 {
-            job.event(EventKind::EpochWaits, Severity::Warning, None, &message);
-            job.record_error(JobError::now(&message));
-        }
-        job.update(|record| record.message = message);
-        tokio::time::sleep(pause).await;
-    }
-
-    fn over(&self, job: &JobHandle) {
-        if self.0 > 0 {
-            job.update(|record| record.message.clear());
-        }
-    }
 }
 
 /// The checkpoint, shared by those who read and those who finish.

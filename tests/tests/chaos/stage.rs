@@ -166,7 +166,6 @@ fn sql(brokers: &str, database: &str, csv: &Path) -> String {
     [
         format!(
             "SET essaim.trigger = '200 milliseconds';
-             SET essaim.max_epoch_attempts = 1000;
              CREATE UNBOUNDED EXTERNAL TABLE events (id BIGINT, at TIMESTAMP, kind VARCHAR, amount BIGINT)
              STORED AS KAFKA LOCATION 'kafka://{brokers}/{EVENTS}'
              OPTIONS (format 'json', event_time 'at', watermark_delay '{DELAY_MS} milliseconds',

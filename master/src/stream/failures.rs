@@ -1,0 +1,143 @@
+//! What a failure costs: a pause, and after too many of them the job.
+
+use crate::events::{EventKind, Severity};
+use crate::jobs::handle::JobHandle;
+use crate::jobs::model::JobError;
+use essaim_common::{Error, Result};
+use std::time::Duration;
+
+/// The first pause after an epoch that failed; twice as long after each other one.
+const BACK_OFF: Duration = Duration::from_millis(200);
+/// The longest one.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How often the first epoch of a job may fail: six minutes.
+const FIRST_EPOCH_ATTEMPTS: usize = 30;
+
+/// What follows a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    Again,
+    /// Somebody asked the job to stop.
+    Stop,
+}
+
+/// Counts failures in a row, and pauses after each.
+#[derive(Default)]
+pub(super) struct Failures {
+    count: usize,
+    /// `essaim.max_epoch_attempts`.
+    pub(super) limit: usize,
+}
+
+impl Failures {
+    /// Whether it is enough. An address that never answered may be wrong; a job that has worked waits for the outage to end.
+    fn are_too_many(&self, job: &JobHandle) -> bool {
+        let has_worked = || job.read(|record| record.totals.epochs > 0 || record.generation > 1);
+        match self.limit {
+            0 => self.count >= FIRST_EPOCH_ATTEMPTS && !has_worked(),
+            limit => self.count >= limit,
+        }
+    }
+
+    /// Waits before another attempt, if there is to be one, and says so in the job's message.
+    pub(super) async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
+        self.count += 1;
+        job.meter().epoch_failures.inc();
+        job.vitals().failed(self.count as u64);
+        if !error.is_transient() {
+            return Err(error.clone());
+        }
+        if self.are_too_many(job) {
+            return Err(error.clone().context(format!(
+                "an epoch failed {} times in a row (essaim.max_epoch_attempts), the last time",
+                self.count
+            )));
+        }
+        let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
+        let pause = pause.min(LONGEST_BACK_OFF);
+        tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
+        let message = format!("failed {} times in a row, tried again: {error}", self.count);
+        job.event(EventKind::EpochFailed, Severity::Warning, None, &message);
+        job.update(|record| {
+            record.record_error(JobError::now(error.to_string()));
+            record.message = message;
+        });
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(After::Again),
+            // The epoch that failed is planned and not committed: it is the first one when the job goes on.
+            () = job.stop_requested() => Ok(After::Stop),
+        }
+    }
+
+    pub(super) fn over(&mut self, job: &JobHandle) {
+        if self.count > 0 {
+            self.count = 0;
+            job.vitals().failed(0);
+            job.update(|record| record.message.clear());
+        }
+    }
+}
+
+/// Waits for the state dir, as long as it takes, and says so in the job's message.
+#[derive(Debug, Default)]
+pub(super) struct Waits(u32);
+
+impl Waits {
+    pub(super) async fn next(&mut self, job: &JobHandle, error: &Error) {
+        let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
+        self.0 += 1;
+        tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
+        let message = format!("epochs wait for the state dir: {error}");
+        if self.0 == 1 {
+            job.event(EventKind::EpochWaits, Severity::Warning, None, &message);
+            job.record_error(JobError::now(&message));
+        }
+        job.update(|record| record.message = message);
+        tokio::time::sleep(pause).await;
+    }
+
+    pub(super) fn over(&self, job: &JobHandle) {
+        if self.0 > 0 {
+            job.update(|record| record.message.clear());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::model::{EpochProgress, JobKind, JobRecord};
+    use std::sync::Arc;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_has_worked_outlives_any_outage_and_one_that_has_not_does_not() {
+        let outage = Error::unavailable("PostgreSQL is out of reach");
+        let record = JobRecord::new(
+            "j".to_owned(),
+            "j".to_owned(),
+            String::new(),
+            JobKind::Streaming,
+        );
+        let job = JobHandle::new(record, Arc::default());
+        let mut failures = Failures::default();
+        for _ in 1..FIRST_EPOCH_ATTEMPTS {
+            assert_eq!(failures.wait(&job, &outage).await.unwrap(), After::Again);
+        }
+        let error = failures.wait(&job, &outage).await.unwrap_err().to_string();
+        assert!(
+            error.contains("30 times") && error.contains("out of reach"),
+            "{error}"
+        );
+
+        job.record_epoch(EpochProgress::default());
+        for _ in 0..1000 {
+            assert_eq!(failures.wait(&job, &outage).await.unwrap(), After::Again);
+        }
+        failures.over(&job);
+        failures.limit = 2;
+        assert_eq!(failures.wait(&job, &outage).await.unwrap(), After::Again);
+        failures.wait(&job, &outage).await.unwrap_err();
+        let wrong = Error::data("a row is refused");
+        Failures::default().wait(&job, &wrong).await.unwrap_err();
+    }
+}
