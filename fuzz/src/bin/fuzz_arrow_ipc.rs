@@ -5,13 +5,11 @@ use bytes::Bytes;
 use essaim_common::ipc::{Decoder, decode_schema};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: (usize, Vec<u8>)| {
-    let (cut, data) = data;
-    let _ = decode_schema(&data);
-    let bytes = Bytes::from(data);
-    let cut = cut % (bytes.len() + 1);
+fuzz_target!(|data: &[u8]| {
+    let (first, rest) = essaim_fuzz::cut(data);
+    let _ = decode_schema(rest);
     let mut decoder = Decoder::default();
-    if decoder.decode(bytes.slice(..cut)).is_ok() {
-        let _ = decoder.decode(bytes.slice(cut..));
+    if decoder.decode(Bytes::copy_from_slice(first)).is_ok() {
+        let _ = decoder.decode(Bytes::copy_from_slice(rest));
     }
 });

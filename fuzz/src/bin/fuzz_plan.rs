@@ -2,7 +2,7 @@
 //! of the task: so does this. What is left to find is what no program survives.
 #![no_main]
 
-use datafusion::execution::context::SessionContext;
+use datafusion::prelude::SessionContext;
 use datafusion_proto::bytes::physical_plan_from_bytes_with_extension_codec;
 use essaim_common::codec::EssaimCodec;
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 static SESSION: LazyLock<SessionContext> = LazyLock::new(|| {
     // The fuzzer's own ends the process at a panic.
     std::panic::set_hook(Box::new(|_| {}));
-    SessionContext::new()
+    essaim_fuzz::session()
 });
 
 fuzz_target!(|data: &[u8]| {

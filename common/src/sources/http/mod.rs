@@ -4,7 +4,7 @@
 //! finds the records. In a batch the workers do that ([`reader`]); for an UNBOUNDED table the master does ([`poll`]), and
 //! the records go by way of the journal ([`crate::sources::feed`]).
 
-mod body;
+pub mod body;
 mod check;
 mod fetch;
 mod pages;

@@ -7,9 +7,9 @@
 
 mod cells;
 pub(crate) mod client;
-mod decode;
+pub mod decode;
 mod filter;
-mod infer;
+pub mod infer;
 pub(crate) mod location;
 mod reader;
 pub(crate) mod refusal;

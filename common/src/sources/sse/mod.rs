@@ -3,7 +3,7 @@
 //! The row's way: the master listens ([`listen`]) and takes the bytes for events ([`frames`]), which go by way of the
 //! journal to the workers ([`crate::sources::feed`]).
 
-mod frames;
+pub mod frames;
 mod listen;
 
 use crate::check::{Endpoint, Finding};
