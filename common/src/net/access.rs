@@ -117,7 +117,7 @@ impl Access {
         headers: &HeaderMap,
         peer: &Peer,
     ) -> std::result::Result<(), Refusal> {
-        let inner = &self.inner;
+        let inner = &self.0;
         let by_address = Client::Address(peer.network());
         match needs {
             Needs::Nothing => self.pace(by_address),
