@@ -113,7 +113,10 @@ fn main() -> ExitCode {
 /// A server uses all cores; a client only waits for one.
 fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if !command.is_server() {
+    if command.is_server() {
+        // A worker decodes the plans of exchanges on these.
+        builder.thread_stack_size(essaim_common::threads::STACK);
+    } else {
         builder.worker_threads(1);
     }
     builder.enable_all().build()

@@ -133,7 +133,11 @@ pub async fn master(args: MasterArgs) -> Result<()> {
         Access::new(&args.env_prefixes, &args.file_roots)?,
         args.listen,
     )?;
-    let master = Master::start(args.config()).await?;
+    // A state dir that does not answer is waited for: a signal ends that too.
+    let master = tokio::select! {
+        master = Master::start(args.config()) => master?,
+        () = signals.next() => return Ok(()),
+    };
     announce(master.address(), master.http_address())?;
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");

@@ -8,6 +8,8 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+/// Plans and expressions are walked by recursion. Memory is taken only as far down as it goes.
+pub const STACK: usize = 128 << 20;
 /// Items that wait for their reader, each at most a chunk of rows.
 const AHEAD: usize = 2;
 
@@ -23,6 +25,7 @@ impl Threads {
     pub fn start(name: &str) -> Result<Self> {
         Builder::new_multi_thread()
             .thread_name(name)
+            .thread_stack_size(STACK)
             .enable_all()
             .build()
             .map(|runtime| Self(Some(runtime)))

@@ -22,7 +22,8 @@ use crate::api::http::updates::Updates;
 use crate::api::jobs::JobsService;
 use crate::events::{EventKind, Events, Severity};
 use crate::jobs::Jobs;
-use crate::jobs::model::now_ms;
+use crate::jobs::handle::JobHandle;
+use crate::jobs::model::{JobKind, now_ms};
 use crate::jobs::queue::Queue;
 use crate::registry::Registry;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -40,8 +41,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -92,8 +93,11 @@ pub(crate) struct Shared {
     /// Status connections that stay open.
     pub(crate) updates: Updates,
     pub(crate) runtime: Arc<RuntimeEnv>,
-    /// Where the master's part of queries is computed: streams, heartbeats and pages are not held up by it.
-    pub(crate) threads: Threads,
+    /// Where batch jobs and queries are planned, and the master's part of them is computed. Neither streams nor heartbeats
+    /// and pages, which have the process's own threads, are held up by it.
+    pub(crate) queries: Threads,
+    /// The same for streaming jobs.
+    pub(crate) streams: Threads,
     /// Where submitted batch jobs wait for their turn.
     pub(crate) job_queue: Arc<Queue>,
     /// Where queries of clients do: long jobs do not keep somebody waiting who sits before a shell.
@@ -106,13 +110,27 @@ pub(crate) struct Shared {
 impl Shared {
     /// Runs something that ends with the master at the latest.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_on(&Handle::current(), work);
+    }
+
+    fn spawn_on(&self, threads: &Handle, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        let work = async move {
             tokio::select! {
                 () = work => {}
                 () = stop.cancelled() => {}
             }
-        });
+        };
+        self.tasks.spawn_on(work, threads);
+    }
+
+    /// Runs a job, on the threads for its kind.
+    pub(crate) fn run_job(self: &Arc<Self>, job: Arc<JobHandle>) {
+        let threads = match job.read(|record| record.kind) {
+            JobKind::Batch => &self.queries,
+            JobKind::Streaming => &self.streams,
+        };
+        self.spawn_on(&threads.handle(), batch::run(Arc::clone(self), job));
     }
 }
 
@@ -153,7 +171,8 @@ impl Master {
             memory_bytes: config.memory_bytes,
             updates: Updates::default(),
             runtime: session::runtime(config.memory_bytes)?,
-            threads: Threads::start("query")?,
+            queries: Threads::start("query")?,
+            streams: Threads::start("stream")?,
             job_queue: Queue::new(MAX_RUNNING),
             query_queue: Queue::new(MAX_RUNNING),
             listeners: gate.listeners().clone(),
@@ -171,7 +190,7 @@ impl Master {
         });
         for job in open {
             tracing::info!(job = %job.id(), "taken up again");
-            shared.spawn(batch::run(Arc::clone(&shared), job));
+            shared.run_job(job);
         }
         let mut servers = vec![tokio::spawn(serve_grpc(
             listener,

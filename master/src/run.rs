@@ -11,7 +11,6 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use essaim_common::threads::computed_on;
 use essaim_common::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
@@ -70,7 +69,7 @@ pub(crate) async fn start(
     let rows = match query.execution {
         Execution::Master(plan) | Execution::Stream(plan) => {
             upper = Some(Arc::clone(&plan));
-            shared.execute(plan, planner.state().task_ctx())?
+            execute_stream(plan, planner.state().task_ctx())?
         }
         Execution::Tasks(cut) => {
             let stages = Stages::new(
@@ -85,7 +84,7 @@ pub(crate) async fn start(
             let ctx = TaskContext::from(&state).with_session_config(config);
             let stop = StopOnDrop(stages);
             upper = Some(Arc::clone(&cut.upper));
-            let rows = shared.execute(cut.upper, Arc::new(ctx))?;
+            let rows = execute_stream(cut.upper, Arc::new(ctx))?;
             keep(rows, stop)
         }
         Execution::Exchange { .. } => {
@@ -123,22 +122,7 @@ pub(crate) async fn start(
             ended.update_query(index, |record| record.done = true);
             std::task::Poll::Ready(None)
         }));
-    let rows = computed_on(&shared.threads.handle(), rows.boxed());
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
-}
-
-impl Shared {
-    /// The rows of a plan, which are to be read on the threads of queries.
-    fn execute(
-        &self,
-        plan: Arc<dyn ExecutionPlan>,
-        ctx: Arc<TaskContext>,
-    ) -> Result<SendableRecordBatchStream> {
-        let threads = self.threads.handle();
-        // What the plan spawns at its start computes there too.
-        let _entered = threads.enter();
-        Ok(execute_stream(plan, ctx)?)
-    }
 }
 
 /// The rows that an INSERT reports: `[count]`.

@@ -156,12 +156,13 @@ fn task_span(request: &RunRequest) -> Span {
 }
 
 /// The gRPC service.
+#[derive(Clone)]
 pub(crate) struct TaskService {
     /// The worker's.
     id: String,
     /// The way to the other workers.
     peers: Peers,
-    state: SessionState,
+    state: Arc<SessionState>,
     gauge: Gauge,
     counts: Arc<TaskCounts>,
     /// Where tasks compute.
@@ -180,7 +181,7 @@ impl TaskService {
         Self {
             id,
             peers,
-            state,
+            state: Arc::new(state),
             gauge,
             counts,
             threads,
@@ -433,12 +434,12 @@ impl Tasks for TaskService {
         let (metadata, _, request) = request.into_parts();
         let span = task_span(&request);
         trace::adopt(&span, &metadata);
-        let start = || {
-            // What a plan spawns computes there too.
-            let _entered = self.threads.enter();
-            span.in_scope(|| self.start(request))
-        };
-        let started = std::panic::catch_unwind(AssertUnwindSafe(start))
+        // Decoding a plan takes a while, and what it spawns computes there too.
+        let (service, within) = (self.clone(), span.clone());
+        let started = self
+            .threads
+            .spawn(async move { within.in_scope(|| service.start(request)) })
+            .await
             .unwrap_or_else(|_| Err(Error::internal("the plan panicked at its start")));
         match started {
             Ok(responses) => Ok(Response::new(

@@ -13,6 +13,7 @@ use crate::run;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::EmptyRecordBatchStream;
 use essaim_common::scope::JobScope;
+use essaim_common::threads::computed_on;
 use essaim_common::{Error, ErrorKind, Result, ipc};
 use essaim_proto::MAX_MESSAGE_BYTES;
 use essaim_proto::v1;
@@ -23,6 +24,7 @@ use futures::{Stream, StreamExt};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
@@ -44,18 +46,26 @@ impl Jobs for JobsService {
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitResponse> {
         let request = request.into_inner();
-        let kind = batch::check(&self.0, &request.sql).await?;
+        let (shared, sql) = (Arc::clone(&self.0), request.sql.clone());
+        let kind = self.planned(async move { batch::check(&shared, &sql).await });
         let submission = Submission {
+            kind: kind.await?,
             name: request.name,
             sql: request.sql,
-            kind,
             from_scratch: request.from_scratch,
         };
-        let job = self.0.jobs.submit(submission).await?;
-        let run = batch::run(Arc::clone(&self.0), Arc::clone(&job));
+        // A client that goes away from now on leaves a job that runs, not one that is known and never begins.
+        let shared = Arc::clone(&self.0);
+        let submitted = tokio::spawn(async move {
+            let job = shared.jobs.submit(submission).await?;
+            shared.run_job(Arc::clone(&job));
+            Ok::<_, Error>(job)
+        });
+        let job = submitted
+            .await
+            .map_err(|e| Error::internal(format!("the job was not taken: {e}")))??;
         let (job_id, queue_position) =
             job.read(|record| (record.id.clone(), record.queue_position));
-        self.0.spawn(run);
         Ok(Response::new(v1::SubmitResponse {
             job_id,
             queue_position,
@@ -123,8 +133,9 @@ impl Jobs for JobsService {
     }
 
     async fn check(&self, request: Request<v1::CheckRequest>) -> Answer<v1::CheckResponse> {
-        let sql = request.into_inner().sql;
-        Ok(Response::new(check::check(&self.0, &sql).await))
+        let (shared, sql) = (Arc::clone(&self.0), request.into_inner().sql);
+        let found = self.planned(async move { Ok(check::check(&shared, &sql).await) });
+        Ok(Response::new(found.await?))
     }
 
     async fn doctor(&self, request: Request<v1::DoctorRequest>) -> Answer<v1::DoctorResponse> {
@@ -154,12 +165,24 @@ impl Jobs for JobsService {
             request.clone(),
             guard,
         );
+        let chunks = computed_on(&self.0.queries.handle(), chunks.boxed());
         let progress = request.progress.then(|| watch(job));
         Ok(Response::new(answer(chunks, progress).boxed()))
     }
 }
 
 impl JobsService {
+    /// Plans something on the threads for it, as long as somebody waits.
+    async fn planned<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let threads = self.0.queries.handle();
+        let work = AbortOnDropHandle::new(threads.spawn(work.in_current_span()));
+        work.await
+            .unwrap_or_else(|e| Err(Error::internal(format!("the planning broke off: {e}"))))
+    }
+
     fn find(&self, wanted: &str) -> std::result::Result<Arc<JobHandle>, Status> {
         self.0
             .jobs

@@ -6,6 +6,7 @@ pub mod cut;
 pub mod exchange;
 pub mod explain;
 pub(crate) mod shape;
+mod size;
 pub mod stage;
 mod text;
 pub mod windows;
@@ -395,7 +396,9 @@ impl Planner {
     async fn logical(&self, mut statement: Statement) -> Result<LogicalPlan> {
         windows::rewrite::rewrite(&mut statement)?;
         let plan = self.ctx.state().statement_to_plan(statement).await;
-        plan.map_err(windows::without_window)
+        let plan = plan.map_err(windows::without_window)?;
+        size::check(&plan)?;
+        Ok(plan)
     }
 
     /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that

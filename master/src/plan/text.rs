@@ -3,14 +3,18 @@
 use datafusion::error::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::ParserError;
-use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
 use essaim_common::{Error, Result};
 
 /// The longest SQL text that is taken, in bytes.
 pub const MAX_SQL_BYTES: usize = 1 << 20;
 /// How deep expressions may nest.
 const RECURSION_LIMIT: usize = 128;
+/// Operators of one statement: `1 + 1 + …` is as deep as it is long, and so are chains of UNION, of CTEs and of types. What
+/// walks such a tree calls itself as often, on the stack of [`essaim_common::threads::STACK`].
+const MAX_OPERATORS: usize = 5_000;
 
 /// A statement of a text, or why it is none.
 #[derive(Debug)]
@@ -48,6 +52,7 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
     let broken_off = Tokenizer::new(&GenericDialect {}, sql)
         .tokenize_with_location_into_buf(&mut tokens)
         .err();
+    check_operators(&tokens)?;
     let mut parser = DFParserBuilder::new(tokens)
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(RECURSION_LIMIT)
@@ -95,6 +100,61 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
         placed.push(misplaced(error.location, ParserError::from(error).into()));
     }
     Ok(placed)
+}
+
+/// Refuses a statement that would take more stack than there is.
+fn check_operators(tokens: &[TokenWithSpan]) -> Result<()> {
+    for statement in tokens.split(|token| token.token == Token::SemiColon) {
+        let operators = statement.iter().filter(|token| deepens(&token.token));
+        let operators = operators.count();
+        if operators > MAX_OPERATORS {
+            let begin = statement
+                .iter()
+                .find(|token| !matches!(token.token, Token::Whitespace(_)));
+            let line = begin.map_or(1, |token| token.span.start.line);
+            return Err(Error::invalid(format!(
+                "the statement in line {line} has {operators} operators, at most {MAX_OPERATORS} are taken: write x IN (…) in place of many ORs, or put the values into a table and join it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether what stands before and after a token may be one level deeper in the tree.
+fn deepens(token: &Token) -> bool {
+    match token {
+        Token::Word(word) => matches!(
+            word.keyword,
+            Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::BETWEEN
+                | Keyword::COLLATE
+                | Keyword::AT
+                | Keyword::SELECT
+                | Keyword::VALUES
+                | Keyword::UNION
+                | Keyword::INTERSECT
+                | Keyword::EXCEPT
+                | Keyword::JOIN
+                | Keyword::CASE
+        ),
+        Token::Comma
+        | Token::LParen
+        | Token::RParen
+        | Token::SemiColon
+        | Token::Period
+        | Token::Whitespace(_)
+        | Token::Number(..)
+        | Token::SingleQuotedString(_)
+        | Token::DoubleQuotedString(_)
+        | Token::Placeholder(_)
+        | Token::EOF => false,
+        _ => true,
+    }
 }
 
 /// An error, where its message says that it is.

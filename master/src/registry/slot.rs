@@ -50,6 +50,11 @@ impl Slot {
     pub async fn lost(&self) {
         self.lost.cancelled().await;
     }
+
+    /// Whether it is: its worker may have registered anew since.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
 }
 
 impl Drop for Slot {

@@ -235,7 +235,8 @@ impl Attempts {
                 Ok(result)
             }
             Err(error) => {
-                let lost = error.is_transient() && !registry.probe(slot.worker()).await;
+                let lost = error.is_transient()
+                    && (slot.is_lost() || !registry.probe(slot.worker()).await);
                 let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
                 tracing::warn!(%error, ?outcome, "an attempt at a task ended");
                 record.end(outcome, &error.to_string());

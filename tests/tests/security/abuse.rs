@@ -280,3 +280,69 @@ async fn a_result_that_is_too_large_names_its_setting() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn statements_that_are_deep_or_large_cost_nobody_but_their_author() -> Result<()> {
+    let cluster = Guarded::start(Guard::Tokens, 2, &[]).await?;
+    let table = numbers("t", 10);
+    let chain = |count: usize, term: &str, with: &str| vec![term; count].join(with);
+    let ctes = (1..1_000).map(|n| format!(", c{n} AS (SELECT value FROM c{})", n - 1));
+    let views = (1..25).map(|n| {
+        format!(
+            "CREATE VIEW v{n} AS SELECT a.value FROM v{} a JOIN v{} b ON a.value = b.value; ",
+            n - 1,
+            n - 1
+        )
+    });
+    let deep = [
+        format!("{table}SELECT {} FROM t", chain(4_000, "value", " + ")),
+        format!(
+            "{table}SELECT count(*) FROM t WHERE {}",
+            chain(2_000, "value < 5", " AND ")
+        ),
+        format!(
+            "{table}SELECT count(*) FROM t WHERE {}",
+            chain(2_000, "value = 5", " OR ")
+        ),
+        format!(
+            "{table}{}",
+            chain(400, "SELECT value FROM t", " UNION ALL ")
+        ),
+        format!(
+            "SELECT CAST(NULL AS {}INT{})",
+            "ARRAY<".repeat(2_400),
+            ">".repeat(2_400)
+        ),
+        format!("SELECT 1{}", "::INT".repeat(4_000)),
+        format!(
+            "{table}WITH c0 AS (SELECT value FROM t){} SELECT * FROM c999",
+            ctes.collect::<String>()
+        ),
+    ];
+    for sql in &deep {
+        // An answer or an error: what matters is who is still there.
+        let _ = cluster.query(SUBMIT, sql).await;
+        still_works(&cluster)
+            .await
+            .with_context(|| sql.chars().take(200).collect::<String>())?;
+    }
+    let refused = [
+        (
+            format!("SELECT {}", chain(6_000, "1", " + ")),
+            "at most 5000 are taken",
+        ),
+        (
+            format!(
+                "{table}CREATE VIEW v0 AS SELECT value FROM t; {}SELECT count(*) FROM v24",
+                views.collect::<String>()
+            ),
+            "more than 10000 steps",
+        ),
+    ];
+    for (sql, said) in &refused {
+        let error = cluster.query(SUBMIT, sql).await.unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+        still_works(&cluster).await?;
+    }
+    Ok(())
+}
