@@ -59,6 +59,11 @@ pub trait StreamSource: Debug + Send + Sync {
     /// The server is out of reach; what `from` points to has been deleted and the table does not allow for it.
     async fn available(&self, from: &Offsets) -> Result<Available>;
 
+    /// Why nothing comes for now, where that is no error of an epoch: what there is can be read.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Cuts what lies between two positions into about `target` splits. Each lies in one partition and names it.
     ///
     /// # Errors

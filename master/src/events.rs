@@ -41,6 +41,8 @@ pub enum EventKind {
     EpochFailed,
     /// Epochs wait for the state dir.
     EpochWaits,
+    /// The server of a source that is asked, as of an HTTP feed, does not answer, and is asked again.
+    SourceSilent,
 }
 
 /// How much an event or a problem matters.

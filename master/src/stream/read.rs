@@ -1,8 +1,9 @@
 //! The first half of an epoch: what to read, written down before it is read, and the tasks that read it.
 
 use crate::Shared;
+use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
-use crate::jobs::model::{SourceProgress, now_ms};
+use crate::jobs::model::{JobError, SourceProgress, now_ms};
 use crate::plan::Planner;
 use crate::scheduler::{Stages, TaskFacts};
 use crate::stream::SharedCheckpoint;
@@ -77,6 +78,8 @@ pub struct Reader {
     /// Whether the last epoch left something behind only because it would have been too large: no reason to wait for
     /// the trigger.
     pub(super) behind: bool,
+    /// What the job's message says of a source that brings nothing.
+    pub(super) trouble: Option<String>,
 }
 
 /// An epoch that has been read.
@@ -283,6 +286,7 @@ impl Reader {
             let looked = Instant::now();
             let available = self.available().await?;
             durations.insert("latest_offsets".to_owned(), ms(looked));
+            self.tell_trouble();
             let time_ms = now_ms();
             if self.trigger == Trigger::AvailableNow && self.target.is_none() {
                 let latest = available.iter();
@@ -343,6 +347,26 @@ impl Reader {
                 tables,
             }));
         }
+    }
+
+    /// Says in the job's message which source brings nothing, and takes it back when it does.
+    fn tell_trouble(&mut self) {
+        let mut sources = self.job.plan.sources.iter();
+        let now = sources.find_map(|(table, source)| {
+            let why = source.trouble()?;
+            Some(format!("table {table} brings nothing for now: {why}"))
+        });
+        if now == self.trouble {
+            return;
+        }
+        if let (None, Some(why)) = (&self.trouble, &now) {
+            let handle = &self.job.handle;
+            handle.event(EventKind::SourceSilent, Severity::Warning, None, why);
+            handle.record_error(JobError::now(why));
+        }
+        let message = now.clone().unwrap_or_default();
+        self.job.handle.update(|record| record.message = message);
+        self.trouble = now;
     }
 
     async fn wait_for_trigger(&mut self) {

@@ -309,6 +309,7 @@ pub(super) async fn start(
         last_start: None,
         idle: Duration::ZERO,
         behind: false,
+        trouble: None,
     };
     let finisher = Finisher {
         shared: Arc::clone(shared),

@@ -2,7 +2,7 @@
 
 use crate::{output, until};
 use anyhow::Result;
-use essaim_proto::v1::JobState;
+use essaim_proto::v1::{Job, JobState};
 use essaim_tests::cluster::{Cluster, shared};
 use essaim_tests::feeds::{Fault, Feeds};
 use essaim_tests::kafka::Topic;
@@ -277,4 +277,40 @@ async fn a_document_is_taken_again_only_when_it_has_changed() -> Result<()> {
     })
     .await?;
     cluster.stop().await
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_told_of_until_it_is_back() -> Result<()> {
+    let feeds = Feeds::start().await?;
+    let topic = Topic::create(1).await?;
+    feeds.set("coins", json!([{"id": 1}]));
+    let sql = format!(
+        "CREATE UNBOUNDED EXTERNAL TABLE coins (id BIGINT) STORED AS HTTP LOCATION '{}'
+         OPTIONS (interval '100 milliseconds', retries '0');
+         {}INSERT INTO out (id) SELECT id FROM coins;",
+        feeds.url("/json/coins"),
+        output(&topic, "id BIGINT")
+    );
+    let client = shared().await?.client().await?;
+    let job = client.submit(&sql, &unique("gone")).await?;
+    let query = format!(
+        "{}SELECT id FROM out ORDER BY id",
+        output(&topic, "id BIGINT")
+    );
+    until(&client, &query, "1").await?;
+    // So many that it lasts until somebody has looked.
+    feeds.fail("/json/coins", vec![Fault::Status(503, None); 20]);
+    let told = |job: &Job| {
+        let message = &job.message;
+        message.contains("table coins brings nothing for now") && message.contains("503")
+    };
+    client.wait_until(&job, told).await?;
+    client
+        .wait_until(&job, |job| job.message.is_empty())
+        .await?;
+    feeds.set("coins", json!([{"id": 2}]));
+    until(&client, &query, "1\n2").await?;
+    client.cancel(&job).await?;
+    client.wait_job(&job).await?;
+    Ok(())
 }

@@ -251,10 +251,7 @@ impl Inbox {
     /// be wrong. One that has is only waited for.
     pub fn in_trouble(&self, error: &Error) {
         tracing::warn!(%error, "a server does not answer, and is asked again");
-        let mut waiting = self.waiting.lock();
-        if !waiting.known {
-            waiting.trouble = Some(error.clone());
-        }
+        self.waiting.lock().trouble = Some(error.clone());
     }
 }
 
@@ -347,8 +344,9 @@ impl StreamSource for FeedStream {
                 waiting.end()
             )));
         }
+        let unheard = waiting.trouble.as_ref().filter(|_| !waiting.known);
         if from == waiting.end()
-            && let Some(error) = waiting.failed.as_ref().or(waiting.trouble.as_ref())
+            && let Some(error) = waiting.failed.as_ref().or(unheard)
         {
             return Err(error.clone());
         }
@@ -357,6 +355,12 @@ impl StreamSource for FeedStream {
             latest: at(waiting.end_of_epoch(from)),
             lost: 0,
         })
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let inbox = self.inbox()?;
+        let waiting = inbox.waiting.lock();
+        waiting.trouble.as_ref().map(ToString::to_string)
     }
 
     fn splits(&self, from: &Offsets, to: &Offsets, target: usize) -> Result<Vec<Split>> {

@@ -135,7 +135,7 @@ words! {
     Severity: Info, Warning, Error;
     WorkerState: Active, Draining, Lost;
     EventKind: MasterStarted, StateDirLost, WorkerRegistered, WorkerDraining, WorkerLeft, WorkerLost, JobSubmitted,
-        JobStarted, JobStopping, JobCancelling, JobEnded, TaskFailed, ExchangeRetried, EpochFailed, EpochWaits;
+        JobStarted, JobStopping, JobCancelling, JobEnded, TaskFailed, ExchangeRetried, EpochFailed, EpochWaits, SourceSilent;
 }
 
 impl Worker {
