@@ -7,6 +7,7 @@ use crate::jobs::model::{JobKind, JobState};
 use crate::jobs::queue::Turn;
 use crate::plan::{Planner, Purpose, Query, parse, purpose};
 use crate::run;
+use crate::stream::failures::Waits;
 use crate::stream::{self, End};
 use datafusion::sql::parser::Statement;
 use essaim_common::scope::JobScope;
@@ -121,7 +122,7 @@ async fn run_in_scope(
                 let statement = async {
                     let rows = run::start(shared, &planner, job, index, query).await?;
                     let _: Vec<_> = rows.try_collect().await?;
-                    shared.jobs.save(job).await
+                    keep(shared, job).await
                 };
                 // A trace of its own, as each epoch has one.
                 let span =
@@ -132,6 +133,20 @@ async fn run_in_scope(
         }
     }
     Ok(())
+}
+
+/// Writes down how far the job has come. What is committed stays so: a state dir that is full or gone is waited for.
+async fn keep(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<()> {
+    let mut waits = Waits::BATCH;
+    loop {
+        match shared.jobs.save(job).await {
+            Err(error) if error.is_transient() => waits.next(job, &error).await,
+            saved => {
+                waits.over(job);
+                return saved;
+            }
+        }
+    }
 }
 
 async fn plan(planner: &mut Arc<Planner>, statement: Statement) -> Result<Query> {

@@ -339,7 +339,8 @@ impl Registry {
 
     /// Tasks that wait for a slot.
     pub fn waiting(&self) -> usize {
-        self.state.lock().shares.waiting()
+        let state = self.state.lock();
+        state.shares.waiting(|waiter| !waiter.is_closed())
     }
 
     fn event(&self, kind: EventKind, severity: Severity, worker: &str, message: String) {

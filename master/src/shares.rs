@@ -247,9 +247,10 @@ impl<T> Shares<T> {
         }
     }
 
-    /// How many wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.jobs.values().map(|share| share.waiting.len()).sum()
+    /// How many wait; one that has given up is still there until its turn comes.
+    pub(crate) fn waiting(&self, is_there: impl Fn(&T) -> bool) -> usize {
+        let waiting = self.jobs.values().flat_map(|share| &share.waiting);
+        waiting.filter(|(_, waiter)| is_there(waiter)).count()
     }
 }
 
@@ -465,7 +466,7 @@ mod tests {
         cluster.want("a", 1);
         cluster.want_at("b", 1, usize::MAX, Place::On("w0".to_owned()));
         cluster.shares.close("w0");
-        assert_eq!(cluster.shares.waiting(), 0);
+        assert_eq!(cluster.shares.waiting(|_| true), 0);
         assert_eq!(cluster.shares.jobs.len(), 1);
     }
 }

@@ -53,6 +53,8 @@ pub struct Jobs {
     /// Jobs that were not taken because too many were open.
     pub(crate) refused: Counter,
     ended: Mutex<BTreeMap<(JobKind, JobState), u64>>,
+    /// Ids of jobs whose last state could not be stored.
+    unsaved: Mutex<HashSet<String>>,
 }
 
 /// A job that a client hands in.
@@ -91,6 +93,7 @@ impl Jobs {
             meters: Meters::default(),
             refused: Counter::default(),
             ended: Mutex::default(),
+            unsaved: Mutex::default(),
         };
         // Those that are open go first.
         jobs.count(&open);
@@ -148,8 +151,29 @@ impl Jobs {
         loop {
             ticks.tick().await;
             let outcome = self.check_fence().await;
-            if outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid) {
-                return;
+            match outcome {
+                Ok(()) => self.save_again().await,
+                Err(error) if error.kind() == ErrorKind::Invalid => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Stores what could not be stored before.
+    async fn save_again(&self) {
+        let unsaved = std::mem::take(&mut *self.unsaved.lock());
+        for id in unsaved {
+            let job = self
+                .known
+                .lock()
+                .get(&id)
+                .map(|entry| Arc::clone(&entry.job));
+            let Some(job) = job else { continue };
+            match self.save(&job).await {
+                Ok(()) => tracing::info!(job = %id, "its state is stored after all"),
+                Err(_) => {
+                    self.unsaved.lock().insert(id);
+                }
             }
         }
     }
@@ -356,7 +380,8 @@ impl Jobs {
             *self.ended.lock().entry((kind, state)).or_default() += 1;
         }
         if let Err(error) = self.save(job).await {
-            tracing::error!(job = %job.id(), %error, "a job's state is not stored: a restarted master would run it again");
+            tracing::error!(job = %job.id(), %error, "a job's state is not stored: a master that is restarted before it is would run it again");
+            self.unsaved.lock().insert(job.id());
         }
         if state.is_final() {
             self.tell_end(job, state, message);

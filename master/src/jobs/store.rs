@@ -51,6 +51,7 @@ impl Store {
         if !own && !next {
             let claims = self.dir.list("masters").await?;
             if claims.iter().all(|claim| claim.name < own_name) {
+                self.dir.errors.inc();
                 return Err(Error::unavailable(format!(
                     "the state dir {} has lost this master's claim {own_name}: is it still mounted?",
                     self.dir.show("")

@@ -325,6 +325,30 @@ async fn only_a_forgotten_streaming_job_loses_its_checkpoint() {
     assert_eq!(catalogue.jobs.find("late").unwrap().id(), late.id());
 }
 
+#[tokio::test]
+async fn an_end_that_could_not_be_stored_is_stored_later() {
+    let catalogue = Catalogue::new().await;
+    let job = catalogue
+        .submit("b", "INSERT", JobKind::Batch)
+        .await
+        .unwrap();
+    let (dir, away) = (
+        catalogue.dir.path(),
+        catalogue.dir.path().with_extension("away"),
+    );
+    std::fs::rename(dir, &away).unwrap();
+    catalogue.jobs.advance(&job, JobState::Succeeded, "").await;
+    catalogue.jobs.save_again().await;
+    std::fs::rename(&away, dir).unwrap();
+    let (_, open) = catalogue.restarted().await;
+    assert_eq!(open.len(), 1, "the next master would run it again");
+    catalogue.jobs.save_again().await;
+    let (jobs, open) = catalogue.restarted().await;
+    assert!(open.is_empty());
+    let state = jobs.find(&job.id()).unwrap().read(|record| record.state);
+    assert_eq!(state, JobState::Succeeded);
+}
+
 #[test]
 fn the_last_epochs_are_kept_and_all_are_counted() {
     let job = new_job("toots", JobKind::Streaming);

@@ -68,7 +68,7 @@ async fn who_avoids_one_worker_goes_there_when_the_other_has_gone() {
         let registry = Arc::clone(&registry);
         async move { registry.slot(wanted("j", &["a"])).await }
     });
-    while registry.state.lock().shares.waiting() == 0 {
+    while registry.state.lock().shares.waiting(|_| true) == 0 {
         tokio::task::yield_now().await;
     }
     registry.lose("b", "test");
@@ -102,7 +102,7 @@ async fn an_exchange_gathers_a_slot_of_each_worker_that_stays() {
         let registry = Arc::clone(&registry);
         async move { registry.gather("x", 3).await.unwrap() }
     });
-    while registry.state.lock().shares.waiting() == 0 {
+    while registry.state.lock().shares.waiting(|_| true) == 0 {
         tokio::task::yield_now().await;
     }
     registry.lose("b", "test");

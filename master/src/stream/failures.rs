@@ -4,6 +4,8 @@ use crate::events::{EventKind, Severity};
 use crate::jobs::handle::JobHandle;
 use crate::jobs::model::JobError;
 use essaim_common::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The first pause after an epoch that failed; twice as long after each other one.
@@ -21,42 +23,55 @@ pub(super) enum After {
     Stop,
 }
 
+/// Failures in a row: counted where epochs fail, and forgotten by whoever gets through.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InARow(Arc<AtomicUsize>);
+
+impl InARow {
+    /// What failed goes well again.
+    pub(super) fn over(&self, job: &JobHandle) {
+        if self.0.swap(0, Ordering::Relaxed) > 0 {
+            job.vitals().failed(0);
+            job.update(|record| record.message.clear());
+        }
+    }
+}
+
 /// Counts failures in a row, and pauses after each.
 #[derive(Default)]
 pub(super) struct Failures {
-    count: usize,
+    pub(super) in_a_row: InARow,
     /// `essaim.max_epoch_attempts`.
     pub(super) limit: usize,
 }
 
 impl Failures {
     /// Whether it is enough. An address that never answered may be wrong; a job that has worked waits for the outage to end.
-    fn are_too_many(&self, job: &JobHandle) -> bool {
+    fn are_too_many(&self, count: usize, job: &JobHandle) -> bool {
         let has_worked = || job.read(|record| record.totals.epochs > 0 || record.generation > 1);
         match self.limit {
-            0 => self.count >= FIRST_EPOCH_ATTEMPTS && !has_worked(),
-            limit => self.count >= limit,
+            0 => count >= FIRST_EPOCH_ATTEMPTS && !has_worked(),
+            limit => count >= limit,
         }
     }
 
     /// Waits before another attempt, if there is to be one, and says so in the job's message.
     pub(super) async fn wait(&mut self, job: &JobHandle, error: &Error) -> Result<After> {
-        self.count += 1;
+        let count = self.in_a_row.0.fetch_add(1, Ordering::Relaxed) + 1;
         job.meter().epoch_failures.inc();
-        job.vitals().failed(self.count as u64);
+        job.vitals().failed(count as u64);
         if !error.is_transient() {
             return Err(error.clone());
         }
-        if self.are_too_many(job) {
+        if self.are_too_many(count, job) {
             return Err(error.clone().context(format!(
-                "an epoch failed {} times in a row (essaim.max_epoch_attempts), the last time",
-                self.count
+                "an epoch failed {count} times in a row (essaim.max_epoch_attempts), the last time"
             )));
         }
-        let pause = BACK_OFF * 2_u32.saturating_pow(self.count.min(10) as u32 - 1);
+        let pause = BACK_OFF * 2_u32.saturating_pow(count.min(10) as u32 - 1);
         let pause = pause.min(LONGEST_BACK_OFF);
-        tracing::warn!(job = %job.id(), %error, attempt = self.count, ?pause, "an epoch failed and is tried again");
-        let message = format!("failed {} times in a row, tried again: {error}", self.count);
+        tracing::warn!(job = %job.id(), %error, attempt = count, ?pause, "an epoch failed and is tried again");
+        let message = format!("failed {count} times in a row, tried again: {error}");
         job.event(EventKind::EpochFailed, Severity::Warning, None, &message);
         job.update(|record| {
             record.record_error(JobError::now(error.to_string()));
@@ -68,27 +83,32 @@ impl Failures {
             () = job.stop_requested() => Ok(After::Stop),
         }
     }
-
-    pub(super) fn over(&mut self, job: &JobHandle) {
-        if self.count > 0 {
-            self.count = 0;
-            job.vitals().failed(0);
-            job.update(|record| record.message.clear());
-        }
-    }
 }
 
 /// Waits for the state dir, as long as it takes, and says so in the job's message.
-#[derive(Debug, Default)]
-pub(super) struct Waits(u32);
+#[derive(Debug)]
+pub(crate) struct Waits {
+    count: u32,
+    /// What waits.
+    who: &'static str,
+}
 
 impl Waits {
-    pub(super) async fn next(&mut self, job: &JobHandle, error: &Error) {
-        let pause = (BACK_OFF * 2_u32.saturating_pow(self.0.min(10))).min(LONGEST_BACK_OFF);
-        self.0 += 1;
-        tracing::warn!(job = %job.id(), %error, ?pause, "epochs wait for the state dir");
-        let message = format!("epochs wait for the state dir: {error}");
-        if self.0 == 1 {
+    pub(crate) const EPOCHS: Self = Self {
+        count: 0,
+        who: "epochs wait",
+    };
+    pub(crate) const BATCH: Self = Self {
+        count: 0,
+        who: "the job waits",
+    };
+
+    pub(crate) async fn next(&mut self, job: &JobHandle, error: &Error) {
+        let pause = (BACK_OFF * 2_u32.saturating_pow(self.count.min(10))).min(LONGEST_BACK_OFF);
+        self.count += 1;
+        tracing::warn!(job = %job.id(), %error, ?pause, "{} for the state dir", self.who);
+        let message = format!("{} for the state dir: {error}", self.who);
+        if self.count == 1 {
             job.event(EventKind::EpochWaits, Severity::Warning, None, &message);
             job.record_error(JobError::now(&message));
         }
@@ -96,8 +116,8 @@ impl Waits {
         tokio::time::sleep(pause).await;
     }
 
-    pub(super) fn over(&self, job: &JobHandle) {
-        if self.0 > 0 {
+    pub(crate) fn over(&self, job: &JobHandle) {
+        if self.count > 0 {
             job.update(|record| record.message.clear());
         }
     }
@@ -107,14 +127,19 @@ impl Waits {
 mod tests {
     use super::*;
     use crate::jobs::model::{EpochProgress, JobKind, JobRecord};
-    use std::sync::Arc;
 
     #[test]
     fn a_job_that_has_worked_outlives_any_outage_and_one_that_has_not_does_not() {
         let (id, sql) = ("j".to_owned(), String::new());
         let record = JobRecord::new(id.clone(), id, sql, JobKind::Streaming);
         let job = JobHandle::new(record, Arc::default());
-        let enough = |count, limit| Failures { count, limit }.are_too_many(&job);
+        let enough = |count, limit| {
+            let failures = Failures {
+                limit,
+                ..Failures::default()
+            };
+            failures.are_too_many(count, &job)
+        };
         assert!(!enough(FIRST_EPOCH_ATTEMPTS - 1, 0));
         assert!(enough(FIRST_EPOCH_ATTEMPTS, 0));
         job.record_epoch(EpochProgress::default());

@@ -137,7 +137,7 @@ impl Finisher {
     /// Hands the epoch to the checkpoint. The state is changed already, so this is tried until it works: a full disk
     /// stops the epochs here, and nothing is lost but time.
     async fn keep(&self, commit: &EpochCommit, deltas: Vec<(String, Bytes)>) -> Result<()> {
-        let mut waits = Waits::default();
+        let mut waits = Waits::EPOCHS;
         loop {
             let mut checkpoint = self.checkpoint.lock().await;
             match checkpoint.commit(commit, deltas.clone()).await {

@@ -8,7 +8,7 @@ mod aggregate;
 pub mod checkpoint;
 pub mod context;
 mod dedup;
-mod failures;
+pub(crate) mod failures;
 mod feed;
 mod finish;
 mod forget;
@@ -74,7 +74,7 @@ async fn patience(job: &JobHandle) {
 async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
     let mut failures = Failures::default();
     loop {
-        let (reader, finisher) = match setup::start(shared, job).await {
+        let (mut reader, finisher) = match setup::start(shared, job).await {
             Ok(started) => started,
             Err(error) => {
                 if failures.wait(job, &error).await? == After::Stop {
@@ -84,6 +84,7 @@ async fn epochs(shared: &Arc<Shared>, job: &Arc<JobHandle>) -> Result<End> {
             }
         };
         failures.limit = reader.max_epoch_attempts();
+        reader.failures = failures.in_a_row.clone();
         if let Some(end) = planned(shared, job, reader, finisher, &mut failures).await? {
             return Ok(end);
         }
@@ -140,7 +141,7 @@ async fn planned(
                 }
             }
             drop(span);
-            failures.over(job);
+            failures.in_a_row.over(job);
             let next = tokio::select! {
                 next = ahead => next,
                 () = job.stop_requested() => return stopped(&mut finisher).await,

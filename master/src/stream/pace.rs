@@ -38,13 +38,13 @@ impl Pace {
     }
 
     /// Reading an epoch of so many offsets took so long, and finishing the last one `finishing`. Only an epoch that was
-    /// as large as it might be says how large the next should be; it grows to at most four times and shrinks to at
+    /// as large as it might be, or took too long, says how large the next should be; it grows to at most four times and shrinks to at
     /// least a quarter.
     pub fn learn(&mut self, offsets: u64, took: Duration, finishing: Duration) {
-        if offsets * 2 < self.limit {
+        let target = self.target.max((finishing * FINISHES).min(LONGEST));
+        if offsets * 2 < self.limit && took <= target {
             return;
         }
-        let target = self.target.max((finishing * FINISHES).min(LONGEST));
         let per_target = offsets as f64 * target.as_secs_f64() / took.as_secs_f64().max(1e-3);
         let next = (per_target as u64).clamp(self.limit / 4, self.limit.saturating_mul(4));
         self.limit = next.clamp(LEAST, MOST);

@@ -9,7 +9,7 @@ use crate::scheduler::{Stages, TaskFacts};
 use crate::stream::SharedCheckpoint;
 use crate::stream::checkpoint::{EpochPlan, TablePlan};
 use crate::stream::context::Watermarks;
-use crate::stream::failures::Waits;
+use crate::stream::failures::{InARow, Waits};
 use crate::stream::input::{Input, InputId, Inputs};
 use crate::stream::pace::{self, Pace};
 use crate::stream::plan::StreamPlan;
@@ -80,6 +80,9 @@ pub struct Reader {
     pub(super) behind: bool,
     /// What the job's message says of a source that brings nothing.
     pub(super) trouble: Option<String>,
+    pub(super) failures: InARow,
+    /// The last look at the sources failed.
+    pub(super) stumbled: bool,
 }
 
 /// An epoch that has been read.
@@ -228,7 +231,7 @@ impl Reader {
 
     /// Writes a plan down. A full disk or an unreachable state dir stops the epochs here until it is gone.
     async fn write_plan(&self, plan: EpochPlan) -> Result<EpochPlan> {
-        let mut waits = Waits::default();
+        let mut waits = Waits::EPOCHS;
         loop {
             let written = async {
                 // An old master that wakes up stops here at the latest.
@@ -284,7 +287,17 @@ impl Reader {
         loop {
             self.wait_for_trigger().await;
             let looked = Instant::now();
-            let available = self.available().await?;
+            let available = match self.available().await {
+                Ok(available) => available,
+                Err(error) => {
+                    self.stumbled = true;
+                    return Err(error);
+                }
+            };
+            // Nothing may come to read for hours, and no epoch would say that the outage is over.
+            if std::mem::take(&mut self.stumbled) {
+                self.failures.over(&self.job.handle);
+            }
             durations.insert("latest_offsets".to_owned(), ms(looked));
             self.tell_trouble();
             let time_ms = now_ms();

@@ -5,6 +5,7 @@ use crate::jobs::handle::JobHandle;
 use crate::plan::{Execution, Planner, Purpose, parse, purpose, shape};
 use crate::stream::checkpoint::{Checkpoint, Restored, TableJournals};
 use crate::stream::context::States;
+use crate::stream::failures::InARow;
 use crate::stream::finish::Finisher;
 use crate::stream::forget::Forgetter;
 use crate::stream::pace::Pace;
@@ -310,6 +311,8 @@ pub(super) async fn start(
         idle: Duration::ZERO,
         behind: false,
         trouble: None,
+        failures: InARow::default(),
+        stumbled: false,
     };
     let finisher = Finisher {
         shared: Arc::clone(shared),
