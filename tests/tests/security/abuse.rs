@@ -286,7 +286,7 @@ async fn statements_that_are_deep_or_large_cost_nobody_but_their_author() -> Res
     let cluster = Guarded::start(Guard::Tokens, 2, &[]).await?;
     let table = numbers("t", 10);
     let chain = |count: usize, term: &str, with: &str| vec![term; count].join(with);
-    let ctes = (1..1_000).map(|n| format!(", c{n} AS (SELECT value FROM c{})", n - 1));
+    let ctes = (1..300).map(|n| format!(", c{n} AS (SELECT value FROM c{})", n - 1));
     let views = (1..25).map(|n| {
         format!(
             "CREATE VIEW v{n} AS SELECT a.value FROM v{} a JOIN v{} b ON a.value = b.value; ",
@@ -295,27 +295,27 @@ async fn statements_that_are_deep_or_large_cost_nobody_but_their_author() -> Res
         )
     });
     let deep = [
-        format!("{table}SELECT {} FROM t", chain(4_000, "value", " + ")),
+        format!("{table}SELECT {} FROM t", chain(1_000, "value", " + ")),
         format!(
             "{table}SELECT count(*) FROM t WHERE {}",
-            chain(2_000, "value < 5", " AND ")
+            chain(500, "value < 5", " AND ")
         ),
         format!(
             "{table}SELECT count(*) FROM t WHERE {}",
-            chain(2_000, "value = 5", " OR ")
+            chain(500, "value = 5", " OR ")
         ),
         format!(
             "{table}{}",
-            chain(400, "SELECT value FROM t", " UNION ALL ")
+            chain(150, "SELECT value FROM t", " UNION ALL ")
         ),
         format!(
             "SELECT CAST(NULL AS {}INT{})",
-            "ARRAY<".repeat(2_400),
-            ">".repeat(2_400)
+            "ARRAY<".repeat(500),
+            ">".repeat(500)
         ),
-        format!("SELECT 1{}", "::INT".repeat(4_000)),
+        format!("SELECT 1{}", "::INT".repeat(2_000)),
         format!(
-            "{table}WITH c0 AS (SELECT value FROM t){} SELECT * FROM c999",
+            "{table}WITH c0 AS (SELECT value FROM t){} SELECT * FROM c299",
             ctes.collect::<String>()
         ),
     ];
