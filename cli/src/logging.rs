@@ -1,8 +1,10 @@
 //! Logs of a process, on standard error, and its spans on their way to a collector.
 
 mod json;
+mod lines;
 mod otlp;
 
+use lines::Lines;
 use otlp::Export;
 use std::io::IsTerminal;
 use tracing_subscriber::fmt::format::JsonFields;
@@ -40,14 +42,18 @@ impl Logging {
 
 /// Logging that has started. [`Self::end`] it before the process ends.
 #[derive(Debug)]
-pub struct Started(Option<Export>);
+pub struct Started {
+    export: Option<Export>,
+    lines: Lines,
+}
 
 impl Started {
-    /// Sends the spans that still wait, for two seconds at most.
+    /// Sends the spans that still wait, for two seconds at most, and writes the lines that do, for one.
     pub fn end(self) {
-        if let Some(export) = self.0 {
+        if let Some(export) = self.export {
             export.end();
         }
+        self.lines.end();
     }
 }
 
@@ -60,8 +66,9 @@ pub fn init(logging: &Logging) -> Started {
             || EnvFilter::new(logging.default_filter),
             EnvFilter::new::<String>,
         );
+    let (writer, written) = Lines::start();
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(std::io::stderr().is_terminal());
     let lines = match logging.format {
         LogFormat::Text => lines.boxed(),
@@ -83,5 +90,8 @@ pub fn init(logging: &Logging) -> Started {
         // Nobody shall be without a job because of its traces.
         tracing::error!(%error, "no traces are sent: the variables OTEL_EXPORTER_OTLP_… are wrong");
     }
-    Started(export)
+    Started {
+        export,
+        lines: written,
+    }
 }

@@ -67,7 +67,7 @@ impl Access {
     /// No root stands for files anywhere, the word `none` for no files at all.
     ///
     /// # Errors
-    /// A root that is not there.
+    /// A root that is not there; roots that are set and name nothing, which may mean the one or the other.
     pub fn new(env_prefixes: &[String], roots: &[String]) -> Result<Self> {
         let given = |list: &[String]| -> Vec<String> {
             list.iter()
@@ -75,7 +75,12 @@ impl Access {
                 .filter(|text| !text.is_empty())
                 .collect()
         };
-        let roots = given(roots);
+        let (named, roots) = (roots, given(roots));
+        if roots.is_empty() && !named.is_empty() {
+            return Err(Error::invalid(
+                "--file-roots (ESSAIM_FILE_ROOTS, file-roots) is empty: write none for no files at all, or leave it out for files anywhere",
+            ));
+        }
         let places = roots.iter().filter(|root| *root != "none");
         let places = places.map(|root| Root::new(root)).collect::<Result<_>>()?;
         Ok(Self {
@@ -318,6 +323,17 @@ mod tests {
         }
         assert!(access.check_file("the file", "/etc/passwd").is_err());
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn empty_roots_do_not_open_every_file() {
+        for empty in ["", " ", ","] {
+            let roots: Vec<String> = empty.split(',').map(str::to_owned).collect();
+            let message = Access::new(&[], &roots).unwrap_err().to_string();
+            assert!(message.contains("write none"), "{message}");
+        }
+        assert!(!access(&[], &[]).confines_files());
+        assert!(access(&[], &["none"]).confines_files());
     }
 
     #[test]

@@ -1,9 +1,18 @@
 //! Values that may hold a password: `${VAR}` is filled in from the master's environment, and nothing is shown.
 
+mod sql;
+mod urls;
+
 use crate::access::access;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+pub use sql::{redact_sql, shown_tokens};
 use std::fmt;
+pub(crate) use urls::redact_parameter;
+use urls::{Extent, redact_urls};
+
+/// What stands in a secret's place.
+pub(crate) const MASK: &str = "***";
 
 /// A text that is used but never shown: `Debug` and `Display` print it redacted.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,45 +72,36 @@ pub fn fill(text: &str, mut value: impl FnMut(&str) -> Result<String>) -> Result
     Ok(filled)
 }
 
-/// A text with the passwords of its URLs (`scheme://user:password@`) and of its options
-/// (`password 'x'`, `password=x` and the like) replaced by `***`.
+/// A sentence, such as an error, with the passwords and keys of its URLs and the values of its options that are called
+/// like secrets (`password 'x'`, `password=x` and the like) replaced by `***`. SQL is for [`redact_sql`].
 pub fn redact(text: &str) -> String {
-    redact_options(&redact_urls(text))
+    redact_options(&redact_urls(text, Extent::Word))
 }
 
-fn redact_urls(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("://") {
-        let (before, from) = rest.split_at(start + 3);
-        shown.push_str(before);
-        let end = from
-            .find(|c: char| c.is_whitespace() || matches!(c, '/' | '\'' | '"' | '?' | ')'))
-            .unwrap_or(from.len());
-        // A password may itself hold the characters that end an authority: look for the last @ before a blank or quote.
-        let wide = from
-            .find(|c: char| c.is_whitespace() || matches!(c, '\'' | '"'))
-            .unwrap_or(from.len());
-        let user_info = from[..end].rfind('@').or_else(|| from[..wide].rfind('@'));
-        match user_info {
-            Some(at) => {
-                match from[..at].find(':') {
-                    Some(colon) => {
-                        shown.push_str(&from[..colon]);
-                        shown.push_str(":***");
-                    }
-                    None => shown.push_str(&from[..at]),
-                }
-                rest = &from[at..];
-            }
-            None => rest = from,
-        }
-    }
-    shown.push_str(rest);
-    shown
-}
+/// What names hold that are those of secrets.
+const SECRET_WORDS: [&str; 12] = [
+    "password",
+    "passwd",
+    "pwd",
+    "secret",
+    "token",
+    "credential",
+    "authorization",
+    "api_key",
+    "api-key",
+    "apikey",
+    "access_key",
+    "private_key",
+];
 
-const SECRET_WORDS: [&str; 5] = ["password", "passwd", "secret", "token", "access_key"];
+/// Whether a text speaks of secrets, in the name that it is or the words that it holds.
+fn names_a_secret(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    let words = SECRET_WORDS
+        .iter()
+        .chain(&["bearer ", "basic ", "-----begin"]);
+    words.into_iter().any(|word| text.contains(word))
+}
 
 fn redact_options(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
@@ -128,13 +128,13 @@ fn redact_options(text: &str) -> String {
             continue;
         }
         let value = &tail[gap..];
-        let quoted = tail[..gap].ends_with(['\'', '"']);
-        let end = value
-            .find(|c: char| {
-                matches!(c, '\'' | '"')
-                    || (!quoted && (c.is_whitespace() || matches!(c, ',' | ')' | '&' | ';')))
-            })
-            .unwrap_or(value.len());
+        let end = match tail[..gap].chars().next_back() {
+            Some(quote @ ('\'' | '"')) => closing(value, quote),
+            _ => value.find(|c: char| {
+                c.is_whitespace() || matches!(c, '\'' | '"' | ',' | ')' | '&' | ';')
+            }),
+        };
+        let end = end.unwrap_or(value.len());
         // Only an assignment is redacted, not prose such as "the password is wrong".
         if !tail[..gap].contains(['=', '\'', '"']) || end == 0 {
             continue;
@@ -147,6 +147,17 @@ fn redact_options(text: &str) -> String {
     }
     shown.push_str(&text[done..]);
     shown
+}
+
+/// Where the quote is that ends a text; two of them stand for one.
+fn closing(text: &str, quote: char) -> Option<usize> {
+    let mut quotes = text.match_indices(quote).map(|(at, _)| at).peekable();
+    while let Some(at) = quotes.next() {
+        if quotes.next_if_eq(&(at + 1)).is_none() {
+            return Some(at);
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -172,6 +183,14 @@ mod tests {
         assert_eq!(
             redact("host=h password=x user=y"),
             "host=h password=*** user=y"
+        );
+        assert_eq!(
+            redact("'sasl.password' 'ab''cd\"ef' is refused, token \"x"),
+            "'sasl.password' '***' is refused, token \"***"
+        );
+        assert_eq!(
+            redact("GET https://me@h/x?a=1&api_key=k 'now'"),
+            "GET https://***@h/x?a=1&api_key=*** 'now'"
         );
         assert_eq!(
             redact("the password is wrong for user 'a'"),

@@ -67,6 +67,14 @@ impl Spans {
     }
 }
 
+/// Does blocking work on a thread of its own, within the current span: what it logs says of which job and epoch it is.
+pub fn spawn_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    let span = Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+}
+
 /// Writes the current span's context into a call's metadata.
 pub fn inject(metadata: &mut MetadataMap) {
     let context = Span::current().context();

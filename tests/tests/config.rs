@@ -107,6 +107,13 @@ fn a_wrong_file_or_variable_is_named_and_nothing_starts() -> Result<()> {
         message.contains("ESSAIM_SLOTS") && message.contains("'many'"),
         "{message}"
     );
+    for (variable, value) in [("ESSAIM_SLOTS", "many"), ("ESSAIM_REQUIRE_AUTH", "yes")] {
+        let output = essaim(&["config"], &[(variable, value)])?;
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let message = stderr(&output);
+        let expected = format!("the variable {variable}: invalid value '{value}'");
+        assert!(message.contains(&expected), "{message}");
+    }
     let output = essaim(&["config"], &[("ESSAIM_MEMRY", "1")])?;
     assert!(output.status.success());
     assert!(
@@ -121,6 +128,34 @@ fn a_wrong_file_or_variable_is_named_and_nothing_starts() -> Result<()> {
         "{}",
         stderr(&output)
     );
+    Ok(())
+}
+
+#[test]
+fn empty_file_roots_are_an_error_and_no_open_door() -> Result<()> {
+    let (_dir, path) = file("[master]\nfile-roots = []\n")?;
+    let of_file = essaim(&["master", "--config", &path], &[])?;
+    let of_variable = essaim(&["master"], &[("ESSAIM_FILE_ROOTS", "")])?;
+    for output in [of_file, of_variable] {
+        assert_ne!(output.status.code(), Some(0));
+        assert!(
+            stderr(&output).contains("write none"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn tokens_in_a_variable_are_in_force_and_not_shown() -> Result<()> {
+    let variables = [("ESSAIM_TOKENS", "read eve abc"), ("ESSAIM_TOKEN", "abc")];
+    let found = document(&essaim(&["config", "--json"], &variables)?)?;
+    let from =
+        |variable| json!({"value": "***", "source": {"kind": "environment", "variable": variable}});
+    assert_eq!(found["master"]["tokens"], from("ESSAIM_TOKENS"));
+    assert_eq!(found["worker"]["token-file"], from("ESSAIM_TOKEN"));
+    assert_eq!(found["client"]["token-file"], from("ESSAIM_TOKEN"));
     Ok(())
 }
 

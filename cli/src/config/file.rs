@@ -105,6 +105,10 @@ fn entries(text: &str) -> Result<BTreeMap<(Role, String), Entry>, Wrong> {
             })?;
             let place = format!("{}.{name}", role.name());
             let values = values(arg, item).map_err(|why| (at, format!("{place}: {why}")))?;
+            if values.is_empty() && arg.get_id() == "file_roots" {
+                let why = "the list is empty: write \"none\" for no files at all, or leave it out for files anywhere";
+                return Err((at, format!("{place}: {why}")));
+            }
             for value in &values {
                 if let Some(why) = refusal(command, arg, value) {
                     return Err((at, format!("{place}: {why}")));

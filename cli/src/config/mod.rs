@@ -174,7 +174,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Failure> {
     if let (crate::Command::Config(config), Some((_, matches))) =
         (&mut parsed.command, matches.subcommand())
     {
-        config.look_up(matches, file.as_ref());
+        config.look_up(matches, file.as_ref())?;
     }
     Ok(parsed)
 }
@@ -216,7 +216,11 @@ fn wrong_variable(error: &clap::Error) -> Option<Failure> {
 fn refusal(command: &Command, arg: &Arg, value: &str) -> Option<String> {
     let long = arg.get_long()?;
     if !arg.get_action().takes_values() {
-        return None;
+        // A switch takes none on the command line, but its variable does.
+        let is_known = ["true", "false"].contains(&value);
+        return (!is_known).then(|| {
+            format!("invalid value '{value}' for '--{long}' [possible values: true, false]")
+        });
     }
     let mut bare = command.clone().no_binary_name(true);
     for id in settings(command).map(|arg| arg.get_id().clone()) {

@@ -1,8 +1,8 @@
 //! `essaim config`: every setting that is in force, and where it comes from.
 
 use super::file::File;
-use super::{Role, settings};
-use crate::client::MasterAddress;
+use super::{Role, one_line, settings, wrong_variable};
+use crate::client::{Failure, MasterAddress};
 use crate::serve::{MasterArgs, WorkerArgs};
 use anyhow::Result;
 use clap::parser::ValueSource;
@@ -11,6 +11,8 @@ use essaim_common::secret::redact;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 
+/// Settings that name a file, and the variables that hold its text instead.
+const TEXTS: [(&str, &str); 2] = [("tokens", "ESSAIM_TOKENS"), ("token-file", "ESSAIM_TOKEN")];
 /// Words that end the name of a setting whose value is a secret.
 const SECRETS: [&str; 5] = ["token", "tokens", "password", "secret", "secrets"];
 
@@ -58,7 +60,10 @@ enum Origin {
 
 impl ConfigArgs {
     /// Finds what is in force: for the role that is named, or for all of them.
-    pub fn look_up(&mut self, matches: &ArgMatches, file: Option<&File>) {
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] for a variable that holds a wrong value.
+    pub fn look_up(&mut self, matches: &ArgMatches, file: Option<&File>) -> Result<(), Failure> {
         self.file = file.map(|file| file.path().display().to_string());
         self.found = match matches.subcommand() {
             Some((name, matches)) => Role::ALL
@@ -68,13 +73,17 @@ impl ConfigArgs {
                 .collect(),
             None => Role::ALL
                 .into_iter()
-                .filter_map(|role| {
+                .map(|role| {
                     let command = command(role, file);
-                    let matches = command.clone().try_get_matches_from([role.name()]).ok()?;
-                    Some((role, in_force(&command, &matches, role, file)))
+                    let matches = command.clone().try_get_matches_from([role.name()]);
+                    let matches = matches.map_err(|error| {
+                        wrong_variable(&error).unwrap_or_else(|| Failure::Usage(one_line(&error)))
+                    })?;
+                    Ok((role, in_force(&command, &matches, role, file)))
                 })
-                .collect(),
+                .collect::<Result<_, Failure>>()?,
         };
+        Ok(())
     }
 }
 
@@ -107,6 +116,13 @@ fn in_force(
                 let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
                 hidden(&name, &values.join(","))
             });
+            let (value, origin) = match text_of(&name).filter(|_| value.is_none()) {
+                Some(variable) => (
+                    Some("***".to_owned()),
+                    Origin::Variable(variable.to_owned()),
+                ),
+                None => (value, origin),
+            };
             Some(Setting {
                 name,
                 value,
@@ -114,6 +130,13 @@ fn in_force(
             })
         })
         .collect()
+}
+
+/// The variable that holds the text of the file that a setting would name, if it is set.
+fn text_of(name: &str) -> Option<&'static str> {
+    let (_, variable) = TEXTS.iter().find(|(setting, _)| *setting == name)?;
+    let is_set = std::env::var_os(variable).is_some_and(|text| !text.is_empty());
+    is_set.then_some(*variable)
 }
 
 fn variable(arg: &Arg) -> String {

@@ -9,7 +9,7 @@ use crate::text::printable;
 use anyhow::Result;
 use essaim_common::ipc::Decoder;
 use essaim_common::net::Link;
-use essaim_common::secret::redact;
+use essaim_common::secret::redact_sql;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{QueryRequest, QueryResponse};
@@ -140,8 +140,9 @@ impl Session {
             )?;
         }
         for (kind, name, sql) in relations {
-            let one_line: Vec<&str> = sql.split_whitespace().collect();
-            let shown = printable(&redact(&one_line.join(" ")));
+            let shown = redact_sql(sql);
+            let one_line: Vec<&str> = shown.split_whitespace().collect();
+            let shown = printable(&one_line.join(" "));
             writeln!(out, "{kind:<5}  {name}  {shown}")?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 use super::session::{Flow, Session};
 use crate::client::{self, Failure};
 use anyhow::Result;
-use essaim_common::secret::redact;
+use essaim_common::secret::redact_sql;
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
@@ -210,7 +210,7 @@ fn holds_secret(sql: &str) -> bool {
         rest = &rest[start + len + 1..];
     }
     masked.push_str(rest);
-    redact(&masked) != masked
+    redact_sql(&masked) != masked
 }
 
 /// `$XDG_STATE_HOME/essaim/history`, by default below `~/.local/state`.

@@ -25,6 +25,9 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 /// The longest value of a label, in characters: names come from users.
 const LABEL_CHARS: usize = 128;
 
+/// Log lines of this process that were not written.
+pub static LOG_LINES_DROPPED: Counter = Counter::new();
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -123,6 +126,11 @@ impl Page {
         process::add(&mut page);
         page.operators(runtime);
         SPANS.add_to(&mut page);
+        page.counter(
+            "essaim_log_lines_dropped_total",
+            "Log lines that were dropped, as nobody read them from standard error.",
+        )
+        .count(&[], &LOG_LINES_DROPPED);
         page
     }
 

@@ -30,8 +30,10 @@ use tracing::Instrument;
 
 /// Clients hear of changes at most so often.
 const WATCH_PERIOD: Duration = Duration::from_millis(100);
-/// Epochs of many partitions are large; an answer holds at most so many bytes of them.
-const MAX_EPOCHS_BYTES: usize = MAX_MESSAGE_BYTES / 2;
+/// Epochs of many partitions are large, and jobs with them; an answer holds at most so many bytes of them.
+const MAX_ANSWER_BYTES: usize = MAX_MESSAGE_BYTES / 2;
+/// Jobs that a list holds at most.
+const MAX_LISTED: usize = 1_000;
 
 /// `essaim.v1.Jobs`.
 #[derive(Debug)]
@@ -75,15 +77,20 @@ impl Jobs for JobsService {
     async fn list(&self, request: Request<v1::ListRequest>) -> Answer<v1::ListResponse> {
         let limit = match request.into_inner().limit {
             0 => 100,
-            limit => limit as usize,
+            limit => (limit as usize).min(MAX_LISTED),
         };
-        let jobs = self.0.jobs.list(limit);
-        Ok(Response::new(v1::ListResponse {
-            jobs: jobs
-                .iter()
-                .map(|job| job.read(|record| record.to_proto(false)))
-                .collect(),
-        }))
+        let known = self.0.jobs.list(limit);
+        let mut jobs = Vec::with_capacity(known.len());
+        let mut bytes = 0;
+        for job in known {
+            let job = job.read(|record| record.to_proto(false));
+            bytes += job.encoded_len();
+            if bytes > MAX_ANSWER_BYTES {
+                break;
+            }
+            jobs.push(job);
+        }
+        Ok(Response::new(v1::ListResponse { jobs }))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::Job> {
@@ -118,7 +125,7 @@ impl Jobs for JobsService {
         for epoch in known.iter().rev() {
             let epoch = epoch.to_proto(true);
             bytes += epoch.encoded_len();
-            if bytes > MAX_EPOCHS_BYTES {
+            if bytes > MAX_ANSWER_BYTES {
                 break;
             }
             epochs.push(epoch);

@@ -43,7 +43,7 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> v1::CheckResponse 
     let mut check = Check {
         shared: Arc::clone(shared),
         end: Instant::now() + DEADLINE,
-        found: Vec::new(),
+        found: BTreeMap::new(),
         estimates: Vec::new(),
         declared: HashMap::new(),
         broken: HashMap::new(),
@@ -84,7 +84,7 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> v1::CheckResponse 
 struct Check {
     shared: Arc<Shared>,
     end: Instant,
-    found: Vec<(Place, Finding)>,
+    found: BTreeMap<Place, Vec<Finding>>,
     estimates: Vec<v1::SourceEstimate>,
     /// Where each table is declared.
     declared: HashMap<TableReference, Place>,
@@ -96,12 +96,9 @@ struct Check {
 
 impl Check {
     fn add(&mut self, place: Place, finding: Finding) {
-        let is_known = self
-            .found
-            .iter()
-            .any(|(at, known)| (*at, known) == (place, &finding));
-        if !is_known {
-            self.found.push((place, finding));
+        let known = self.found.entry(place).or_default();
+        if !known.contains(&finding) {
+            known.push(finding);
         }
     }
 
@@ -301,12 +298,15 @@ impl Check {
         }
     }
 
-    fn answer(mut self, statements: u32) -> v1::CheckResponse {
+    fn answer(self, statements: u32) -> v1::CheckResponse {
+        let found = self.found.into_iter();
+        let mut found: Vec<(Place, Finding)> = found
+            .flat_map(|(place, found)| found.into_iter().map(move |finding| (place, finding)))
+            .collect();
         // The worst first, so that a limit leaves out the least.
-        self.found
-            .sort_by_key(|(_, finding)| std::cmp::Reverse(finding.severity));
+        found.sort_by_key(|(_, finding)| std::cmp::Reverse(finding.severity));
         let mut by_place: BTreeMap<Place, Vec<Finding>> = BTreeMap::new();
-        for (place, finding) in self.found.into_iter().take(MAX_FINDINGS) {
+        for (place, finding) in found.into_iter().take(MAX_FINDINGS) {
             by_place.entry(place).or_default().push(finding);
         }
         let findings = by_place.into_iter().flat_map(|((line, column), found)| {

@@ -39,6 +39,8 @@ const MAX_WHOLE_BATCH_JOBS: usize = 1_000;
 const MAX_ENDED_STREAMING_JOBS: usize = 1_000;
 /// How often an idle master looks whether the state dir is still its own.
 const FENCE_PERIOD: Duration = Duration::from_secs(2);
+/// Characters of a job's name at most: as many as a label of a metric holds.
+const MAX_NAME: usize = 128;
 /// Ended queries of clients that are remembered: they must not push jobs out.
 const MAX_ENDED_QUERIES: usize = 100;
 
@@ -97,6 +99,7 @@ impl Jobs {
         };
         // Those that are open go first.
         jobs.count(&open);
+        jobs.count(&jobs.last_ended());
         Ok((jobs, open))
     }
 
@@ -107,6 +110,21 @@ impl Jobs {
             let open = || names(self.known.lock().entries().filter(|entry| entry.is_open()));
             job.count_in(self.meters.of(&name, open));
         }
+    }
+
+    /// The last job of each name of which none is open, as many as have meters left: that it failed is told over a
+    /// restart of the master too.
+    fn last_ended(&self) -> Vec<Arc<JobHandle>> {
+        let known = self.known.lock();
+        let open = names(known.entries().filter(|entry| entry.is_open()));
+        let mut left = meter::MAX_NAMES.saturating_sub(open.len());
+        let mut seen = open;
+        let newest = known.before(None).filter(|entry| {
+            let is_new = left > 0 && seen.insert(entry.job.read(|record| record.name.clone()));
+            left -= usize::from(is_new);
+            is_new
+        });
+        newest.map(|entry| Arc::clone(&entry.job)).collect()
     }
 
     /// How many jobs have ended since this master started, by kind and state.
@@ -187,9 +205,10 @@ impl Jobs {
     /// generation, and its old SQL until [`Self::accept`].
     ///
     /// # Errors
-    /// A streaming job of that name has not ended; too many jobs are open; the state dir is out of reach: the job is
+    /// The name is no name; a streaming job of that name has not ended; too many jobs are open; the state dir is out of reach: the job is
     /// not taken then.
     pub async fn submit(&self, submission: Submission) -> Result<Arc<JobHandle>> {
+        check_name(&submission.name)?;
         let (job, before) = self.enter(submission)?;
         if let Err(error) = self.save(&job).await {
             let mut known = self.known.lock();
@@ -464,6 +483,22 @@ impl Jobs {
         let record = JobRecord::new(id, name, sql, kind);
         JobHandle::new(record, Arc::clone(&self.events))
     }
+}
+
+/// Names are labels of metrics, columns of lists and words of commands.
+fn check_name(name: &str) -> Result<()> {
+    let length = name.chars().count();
+    if length > MAX_NAME {
+        return Err(Error::invalid(format!(
+            "the job's name has {length} characters: give it one of {MAX_NAME} at most (--name)"
+        )));
+    }
+    if name.contains(char::is_control) {
+        return Err(Error::invalid(format!(
+            "the job's name {name:?} holds control characters: give it one without (--name)"
+        )));
+    }
+    Ok(())
 }
 
 fn names<'a>(entries: impl Iterator<Item = &'a Entry>) -> HashSet<String> {

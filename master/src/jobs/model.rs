@@ -3,7 +3,7 @@
 pub use crate::jobs::epochs::{EpochProgress, EpochTotals, QueryProgress, SourceProgress};
 pub use crate::jobs::errors::JobError;
 pub use crate::jobs::plan::{Place, PlanRecord};
-use essaim_common::secret::redact;
+use essaim_common::secret::redact_sql;
 use essaim_proto::v1;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -317,21 +317,24 @@ impl JobRecord {
         }
     }
 
-    /// The job as clients see it; without its queries for a list.
-    pub fn to_proto(&self, with_queries: bool) -> v1::Job {
+    /// The job as clients see it; for a list not `whole`, without its SQL and its queries.
+    pub fn to_proto(&self, whole: bool) -> v1::Job {
         let is_streaming = self.kind == JobKind::Streaming;
         let last_epoch = self.epochs.back();
         v1::Job {
             id: self.id.clone(),
             name: self.name.clone(),
-            sql: redact(&self.sql),
+            sql: match whole {
+                true => redact_sql(&self.sql),
+                false => String::new(),
+            },
             state: self.state.to_proto() as i32,
             message: self.message.clone(),
             submitted_ms: self.submitted_ms,
             started_ms: self.started_ms,
             ended_ms: self.ended_ms,
             generation: self.generation,
-            queries: if with_queries {
+            queries: if whole {
                 self.queries.iter().map(QueryRecord::to_proto).collect()
             } else {
                 Vec::new()
@@ -340,9 +343,9 @@ impl JobRecord {
                 JobKind::Batch => v1::JobKind::Batch,
                 JobKind::Streaming => v1::JobKind::Streaming,
             } as i32,
-            last_epoch: last_epoch.map(|epoch| epoch.to_proto(with_queries)),
+            last_epoch: last_epoch.map(|epoch| epoch.to_proto(whole)),
             totals: is_streaming.then(|| self.totals.to_proto()),
-            errors: if with_queries {
+            errors: if whole {
                 self.errors.iter().map(JobError::to_proto).collect()
             } else {
                 Vec::new()

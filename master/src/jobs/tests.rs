@@ -116,6 +116,37 @@ async fn a_streaming_job_that_has_ended_is_taken_up_again_by_its_name() {
 }
 
 #[tokio::test]
+async fn a_restarted_master_still_tells_how_the_last_job_of_a_name_ended() {
+    let catalogue = Catalogue::new().await;
+    for name in ["failed", "mended"] {
+        let job = catalogue.submit(name, "sql", JobKind::Batch).await.unwrap();
+        catalogue.jobs.advance(&job, JobState::Failed, "no").await;
+        tick();
+    }
+    let open = catalogue.submit("mended", "sql", JobKind::Batch).await;
+    let (jobs, _) = catalogue.restarted().await;
+    let told: Vec<_> = jobs
+        .all()
+        .iter()
+        .map(|job| job.meter().label.clone())
+        .collect();
+    assert_eq!(told.iter().filter(|label| *label == "failed").count(), 1);
+    let mended = jobs.find(&open.unwrap().id()).unwrap();
+    assert_eq!(mended.meter().label, "mended");
+    assert_eq!(told.iter().filter(|label| *label == "mended").count(), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_label_is_refused() {
+    let catalogue = Catalogue::new().await;
+    for name in [&"n".repeat(129), "a\nb", "\u{1b}[2J"] {
+        let refused = catalogue.stream(name, "sql").await.unwrap_err();
+        assert!(refused.to_string().contains("--name"), "{refused}");
+    }
+    catalogue.stream(&"é".repeat(128), "sql").await.unwrap();
+}
+
+#[tokio::test]
 async fn the_name_of_a_streaming_job_that_has_not_ended_is_refused() {
     let catalogue = Catalogue::new().await;
     let job = catalogue.stream("toots", "sql").await.unwrap();

@@ -6,15 +6,23 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
+use essaim_common::secret::shown_tokens;
 use essaim_common::{Error, Result};
+use std::cell::LazyCell;
+use std::collections::HashSet;
 
 /// The longest SQL text that is taken, in bytes.
 pub const MAX_SQL_BYTES: usize = 1 << 20;
+/// The most statements that are taken: each takes many times the memory of its text.
+const MAX_STATEMENTS: usize = 10_000;
 /// How deep expressions may nest.
 const RECURSION_LIMIT: usize = 128;
 /// Operators of one statement: `1 + 1 + …` is as deep as it is long, and so are chains of UNION, of CTEs and of types. What
 /// walks such a tree calls itself as often, on the stack of [`essaim_common::threads::STACK`].
 const MAX_OPERATORS: usize = 5_000;
+
+/// What an error may repeat of a text; found out when there is one.
+type Shown<'a> = LazyCell<HashSet<String>, Box<dyn FnOnce() -> HashSet<String> + 'a>>;
 
 /// A statement of a text, or why it is none.
 #[derive(Debug)]
@@ -40,7 +48,7 @@ pub fn parse(sql: &str) -> Result<Vec<Statement>> {
 /// semicolon.
 ///
 /// # Errors
-/// The text is too long.
+/// The text is too long or has too many statements.
 pub fn statements(sql: &str) -> Result<Vec<Placed>> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(Error::invalid(format!(
@@ -53,17 +61,23 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
         .tokenize_with_location_into_buf(&mut tokens)
         .err();
     check_operators(&tokens)?;
+    let shown: Shown<'_> = LazyCell::new(Box::new(|| shown_tokens(sql)));
     let mut parser = DFParserBuilder::new(tokens)
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(RECURSION_LIMIT)
         .build()
-        .map_err(wrong)?;
+        .map_err(|error| wrong(error, &shown))?;
     let mut placed = Vec::new();
     loop {
         while parser.parser.consume_token(&Token::SemiColon) {}
         let first = parser.parser.peek_token();
         if first.token == Token::EOF {
             break;
+        }
+        if placed.len() == MAX_STATEMENTS {
+            return Err(Error::invalid(format!(
+                "the SQL text has more than {MAX_STATEMENTS} statements: take it apart into several jobs"
+            )));
         }
         let statement = parser.parse_statement().and_then(|statement| {
             let next = parser.parser.peek_token();
@@ -93,11 +107,15 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
                 column: number(first.span.start.column),
                 statement: Ok(statement),
             },
-            Err(error) => misplaced(first.span.start, error),
+            Err(error) => misplaced(first.span.start, error, &shown),
         });
     }
     if let Some(error) = broken_off {
-        placed.push(misplaced(error.location, ParserError::from(error).into()));
+        placed.push(misplaced(
+            error.location,
+            ParserError::from(error).into(),
+            &shown,
+        ));
     }
     Ok(placed)
 }
@@ -158,8 +176,8 @@ fn deepens(token: &Token) -> bool {
 }
 
 /// An error, where its message says that it is.
-fn misplaced(begin: Location, error: DataFusionError) -> Placed {
-    let error = wrong(error);
+fn misplaced(begin: Location, error: DataFusionError, shown: &Shown<'_>) -> Placed {
+    let error = wrong(error, shown);
     let (line, column) =
         place(&error.to_string()).unwrap_or((number(begin.line), number(begin.column)));
     Placed {
@@ -181,11 +199,11 @@ fn number(place: u64) -> u32 {
     u32::try_from(place).unwrap_or(u32::MAX)
 }
 
-fn wrong(error: DataFusionError) -> Error {
+fn wrong(error: DataFusionError, shown: &Shown<'_>) -> Error {
     Error::invalid(match error.find_root() {
         DataFusionError::SQL(parser, _) => match parser.as_ref() {
             ParserError::ParserError(text) | ParserError::TokenizerError(text) => {
-                format!("syntax error: {text}")
+                format!("syntax error: {}", without_secret(text, shown))
             }
             ParserError::RecursionLimitExceeded => format!(
                 "an expression is nested more than {RECURSION_LIMIT} deep: take it apart with a view"
@@ -193,6 +211,22 @@ fn wrong(error: DataFusionError) -> Error {
         },
         other => other.strip_backtrace(),
     })
+}
+
+/// The parser's words without the token that it found, unless that may be seen: an error stands in the job, for all who
+/// may look at jobs.
+fn without_secret(text: &str, shown: &Shown<'_>) -> String {
+    const FOUND: &str = "found: ";
+    let found = text.rsplit_once(FOUND).map(|(before, rest)| {
+        let end = rest.rfind(" at Line: ").unwrap_or(rest.len());
+        (before, rest.split_at(end))
+    });
+    match found {
+        Some((before, (token, place))) if token != "EOF" && !shown.contains(token) => {
+            format!("{before}{FOUND}***{place}")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +257,29 @@ mod tests {
             [(1, 1, true), (2, 8, false)]
         );
         assert_eq!(places("SELECT 1; 'x"), [(1, 1, true), (1, 11, false)]);
+    }
+
+    #[test]
+    fn a_syntax_error_does_not_repeat_a_secret() {
+        let error = |sql| parse(sql).unwrap_err().to_string();
+        let option = "CREATE EXTERNAL TABLE t STORED AS HTTP LOCATION 'x' OPTIONS ('body' = 'abc')";
+        assert!(error(option).contains("found: ***"), "{}", error(option));
+        let next = error("SELECT 'a' FROM t WHERE token = 'x' 'abc'");
+        assert!(!next.contains("abc"), "{next}");
+        let word = error("SELECT 1 FROM t abc def");
+        assert!(word.contains("found: def"), "{word}");
+    }
+
+    #[test]
+    fn statements_are_counted_before_they_fill_the_memory() {
+        assert_eq!(
+            statements(&"SELECT 1;".repeat(10_000)).unwrap().len(),
+            10_000
+        );
+        let error = statements(&"SELEC 1;".repeat(10_001))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("more than 10000 statements"), "{error}");
     }
 
     #[test]

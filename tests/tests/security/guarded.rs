@@ -53,7 +53,7 @@ pub struct Guarded {
 }
 
 /// What a server announces: where it serves gRPC and HTTP.
-fn addresses(line: &str) -> Result<(SocketAddr, SocketAddr)> {
+pub fn addresses(line: &str) -> Result<(SocketAddr, SocketAddr)> {
     line.strip_prefix("listening on grpc ")
         .and_then(|rest| rest.split_once(" http "))
         .and_then(|(grpc, http)| Some((grpc.parse().ok()?, http.trim().parse().ok()?)))

@@ -1,13 +1,11 @@
 //! URLs and texts of servers as people may see them: without passwords, keys and what was filled in for variables.
 
 use crate::options::Options;
-use crate::secret::Secret;
+use crate::secret::{MASK, Secret, redact_parameter};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use url::Url;
 
-/// What stands in a secret's place.
-const MASK: &str = "***";
 /// A text as short as that is no secret, and stands in any message by chance.
 const LEAST: usize = 4;
 
@@ -65,23 +63,11 @@ impl Hidden {
         let _ = shown.set_username("");
         let _ = shown.set_password(None);
         if let Some(query) = url.query() {
-            let parts = query.split('&').map(|part| match part.split_once('=') {
-                Some((name, _)) if is_called_secret(name) => format!("{name}={MASK}"),
-                _ => part.to_owned(),
-            });
+            let parts = query.split('&').map(redact_parameter);
             shown.set_query(Some(&parts.collect::<Vec<_>>().join("&")));
         }
         self.hide(shown.as_str())
     }
-}
-
-fn is_called_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let inside = ["token", "secret", "password", "passwd", "credential"];
-    let whole = ["appid", "app_id", "auth", "pwd", "sig", "signature"];
-    name.ends_with("key")
-        || whole.contains(&name.as_str())
-        || inside.iter().any(|i| name.contains(i))
 }
 
 /// A text as it may stand anywhere in a URL: all but letters, digits and `-._~` as `%XX` (RFC 3986, section 2.3).

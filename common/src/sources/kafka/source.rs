@@ -9,6 +9,7 @@ use crate::connector::{PlannedScan, ScanRequest, Source};
 use crate::error::{Error, Result};
 use crate::scan::project_schema;
 use crate::stream::StreamSource;
+use crate::trace;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl KafkaSource {
         let (starting, ending) = (starting.clone(), ending.clone());
         let fail_on_data_loss = self.reader.fail_on_data_loss;
         // librdkafka's calls block, each with a deadline of its own.
-        tokio::task::spawn_blocking(move || planner.plan(&starting, &ending, fail_on_data_loss))
+        trace::spawn_blocking(move || planner.plan(&starting, &ending, fail_on_data_loss))
             .await
             .map_err(|e| Error::internal(format!("the planning of offsets broke down: {e}")))?
     }

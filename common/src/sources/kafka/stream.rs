@@ -6,6 +6,7 @@ use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::scan::project_schema;
 use crate::stream::{Available, Offsets, StreamOptions, StreamSource};
+use crate::trace;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -79,7 +80,7 @@ impl KafkaStream {
         question: impl FnOnce(&Parts) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let parts = Arc::clone(&self.parts);
-        tokio::task::spawn_blocking(move || question(&parts))
+        trace::spawn_blocking(move || question(&parts))
             .await
             .map_err(|e| Error::internal(format!("a question about offsets broke down: {e}")))?
     }

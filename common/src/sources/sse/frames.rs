@@ -3,24 +3,27 @@
 //! Written here because what is on the shelf loses a `retry:` that stands alone, as servers send it, and keeps a line or
 //! an event of any size.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The largest event, in bytes. An entry of the journal holds it with some room to spare.
 const MAX_EVENT: usize = 3 << 20;
+/// The longest id and the longest type of an event, in bytes: they are kept with each event that follows, or asked for.
+const MAX_NAME: usize = 1 << 10;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Its type; `message` if the server names none.
-    pub event: String,
+    pub event: Arc<str>,
     /// The last id that the server has named, in this event or before; empty if none.
-    pub id: String,
-    /// `None` if it is larger than [`MAX_EVENT`].
+    pub id: Arc<str>,
+    /// `None` if it is larger than [`MAX_EVENT`], or its id or type than [`MAX_NAME`].
     pub data: Option<String>,
 }
 
 /// Takes the bytes of one connection, however they are cut.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Frames {
     /// A line that has not ended yet.
     line: Vec<u8>,
@@ -28,12 +31,14 @@ pub struct Frames {
     after_cr: bool,
     /// The first line may begin with a byte order mark.
     begun: bool,
-    event: String,
+    event: Arc<str>,
     data: String,
     has_data: bool,
     too_large: bool,
     /// As named by the fields so far; it counts from the end of their event on.
-    id: String,
+    id: Arc<str>,
+    /// The type of an event that names none.
+    message: Arc<str>,
     retry: Option<Duration>,
 }
 
@@ -41,8 +46,16 @@ impl Frames {
     /// The frames of a new connection, after an event with this id.
     pub fn after(id: &str) -> Self {
         Self {
-            id: id.to_owned(),
-            ..Self::default()
+            line: Vec::new(),
+            after_cr: false,
+            begun: false,
+            event: Arc::default(),
+            data: String::new(),
+            has_data: false,
+            too_large: false,
+            id: Arc::from(id),
+            message: Arc::from("message"),
+            retry: None,
         }
     }
 
@@ -97,7 +110,8 @@ impl Frames {
         let (field, value) = text.split_once(':').unwrap_or((&text, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "event" => value.clone_into(&mut self.event),
+            "event" | "id" if value.len() > MAX_NAME => self.too_large = true,
+            "event" => self.event = Arc::from(value),
             "data" => {
                 if self.has_data {
                     self.data.push('\n');
@@ -105,7 +119,7 @@ impl Frames {
                 self.data.push_str(value);
                 self.has_data = true;
             }
-            "id" if !value.contains('\0') => value.clone_into(&mut self.id),
+            "id" if !value.contains('\0') && *self.id != *value => self.id = Arc::from(value),
             "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 self.retry = value.parse().ok().map(Duration::from_millis);
             }
@@ -124,10 +138,10 @@ impl Frames {
         }
         Some(Event {
             event: match event.is_empty() {
-                true => "message".to_owned(),
+                true => Arc::clone(&self.message),
                 false => event,
             },
-            id: self.id.clone(),
+            id: Arc::clone(&self.id),
             data: (!too_large).then_some(data),
         })
     }
@@ -139,17 +153,17 @@ mod tests {
 
     fn event(event: &str, id: &str, data: &str) -> Event {
         Event {
-            event: event.to_owned(),
-            id: id.to_owned(),
+            event: Arc::from(event),
+            id: Arc::from(id),
             data: Some(data.to_owned()),
         }
     }
 
     /// The events of a text, the same however it is cut.
     fn events(text: &str) -> Vec<Event> {
-        let whole = Frames::default().push(text.as_bytes());
+        let whole = Frames::after("").push(text.as_bytes());
         for size in 1..=7 {
-            let mut frames = Frames::default();
+            let mut frames = Frames::after("");
             let pieces = text.as_bytes().chunks(size);
             let cut: Vec<Event> = pieces.flat_map(|piece| frames.push(piece)).collect();
             assert_eq!(cut, whole, "cut into pieces of {size}");
@@ -176,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_retry_counts_though_it_stands_alone() {
-        let mut frames = Frames::default();
+        let mut frames = Frames::after("");
         assert!(frames.push(b"retry: 250\n\nretry: soon\n\n").is_empty());
         assert_eq!(frames.retry(), Some(Duration::from_millis(250)));
         assert_eq!(frames.retry(), None);
@@ -190,8 +204,36 @@ mod tests {
     }
 
     #[test]
+    fn an_id_is_kept_once_and_no_longer_than_1_kib() {
+        let mut frames = Frames::after("7");
+        let found = frames.push(format!("id: {}\ndata: x\n\n", "i".repeat(1025)).as_bytes());
+        let big = Event {
+            data: None,
+            ..event("message", "7", "")
+        };
+        assert_eq!(found, [big.clone()]);
+        let found = frames.push(format!("event: {}\ndata: x\n\n", "e".repeat(1025)).as_bytes());
+        assert_eq!(found, [big]);
+        let id = "i".repeat(1024);
+        let text = format!("id: {id}\n{}", "data\n\n".repeat(1000));
+        let found = frames.push(text.as_bytes());
+        assert_eq!(found.len(), 1000);
+        assert_eq!(found[999], event("message", &id, ""));
+        assert!(
+            found
+                .iter()
+                .all(|event| Arc::ptr_eq(&event.id, &found[0].id))
+        );
+        assert!(
+            found
+                .iter()
+                .all(|event| Arc::ptr_eq(&event.event, &found[0].event))
+        );
+    }
+
+    #[test]
     fn an_event_that_is_too_large_is_told_of_and_not_kept() {
-        let mut frames = Frames::default();
+        let mut frames = Frames::after("");
         frames.push(b"event: big\nid: 4\ndata: ");
         for _ in 0..5 {
             assert!(frames.push(&[b'x'; 1 << 20]).is_empty());

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use reqwest::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use reqwest::{Method, Response, StatusCode};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use url::Url;
@@ -52,7 +53,7 @@ enum End {
 #[async_trait]
 impl Feed for Listener {
     async fn run(&self, mut marks: Marks, inbox: &Inbox) -> Error {
-        let mut last_id = marks.remove(LAST_EVENT_ID).unwrap_or_default();
+        let mut last_id: Arc<str> = marks.remove(LAST_EVENT_ID).unwrap_or_default().into();
         let mut retry = RETRY;
         let mut failures = 0;
         loop {
@@ -137,7 +138,7 @@ impl Listener {
     async fn listen(
         &self,
         mut response: Response,
-        last_id: &mut String,
+        last_id: &mut Arc<str>,
         retry: &mut Duration,
         inbox: &Inbox,
     ) -> Result<End> {
@@ -148,8 +149,11 @@ impl Listener {
             let ended = self.gather(&mut response, &mut frames, &mut events).await;
             *retry = frames.retry().unwrap_or(*retry);
             heard |= !events.is_empty();
-            let entries = self.entries(events, last_id)?;
-            inbox.put(&entries).await?;
+            let mut events = events.into_iter();
+            while events.len() > 0 {
+                let entries = self.entries(&mut events, last_id)?;
+                inbox.put(&entries).await?;
+            }
             if let Some(error) = ended {
                 return Ok(match heard {
                     true => End::Broken(error),
@@ -176,8 +180,9 @@ impl Listener {
             };
             match timeout(wait, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => {
-                    bytes += chunk.len();
-                    events.extend(frames.push(&chunk));
+                    let more = frames.push(&chunk);
+                    bytes += chunk.len() + more.iter().map(names_of).sum::<usize>();
+                    events.extend(more);
                 }
                 Ok(Ok(None)) => {
                     return Some(Error::unavailable(format!(
@@ -204,19 +209,27 @@ impl Listener {
         }
     }
 
-    /// The wanted events as entries, each with the id that is to be named after it.
-    fn entries(&self, events: Vec<Event>, last_id: &mut String) -> Result<Vec<Entry>> {
+    /// The wanted ones of the next events as entries, not many more than [`GATHER_BYTES`] of them. The last one says which
+    /// id is to be named after it.
+    fn entries(
+        &self,
+        events: &mut impl Iterator<Item = Event>,
+        last_id: &mut Arc<str>,
+    ) -> Result<Vec<Entry>> {
         let at_ms = Utc::now().timestamp_millis();
-        let mut entries = Vec::with_capacity(events.len());
-        for event in events {
-            let is_new = event.id != *last_id;
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while bytes < GATHER_BYTES
+            && let Some(event) = events.next()
+        {
             last_id.clone_from(&event.id);
-            if !self.events.is_empty() && !self.events.contains(&event.event) {
+            if !self.events.is_empty() && !self.events.iter().any(|kind| **kind == *event.event) {
                 continue;
             }
+            let size = names_of(&event);
             let Some(data) = event.data else {
                 let what = format!(
-                    "{}: the event with the id '{}' is larger than 3 MiB",
+                    "{}: the event with the id '{}' is larger than 3 MiB, or its id or type than 1 KiB",
                     self.access.hidden.url(&self.url.0),
                     event.id
                 );
@@ -228,17 +241,27 @@ impl Listener {
                 tracing::warn!("{what}, and is skipped");
                 continue;
             };
+            bytes += data.len() + size;
             entries.push(Entry {
                 meta: Meta {
-                    origin: event.event,
-                    id: Some(event.id.clone()).filter(|id| !id.is_empty()),
+                    origin: event.event.to_string(),
+                    id: Some(event.id.to_string()).filter(|id| !id.is_empty()),
                     status: None,
                     at_ms,
                 },
-                mark: is_new.then(|| mark(LAST_EVENT_ID, &event.id)),
+                mark: None,
                 payload: Bytes::from(data),
             });
         }
+        if let Some(entry) = entries.last_mut() {
+            let id = entry.meta.id.as_deref().unwrap_or_default();
+            entry.mark = Some(mark(LAST_EVENT_ID, id));
+        }
         Ok(entries)
     }
+}
+
+/// The bytes that an event's id and type take in the journal, where each has its own.
+fn names_of(event: &Event) -> usize {
+    event.id.len() + event.event.len()
 }

@@ -4,9 +4,9 @@ use crate::Shared;
 use crate::api::http::shapes::{
     ClusterStatus, EventEntry, EventsPage, JobCounts, Worker, WorkersPage, instant,
 };
-use crate::api::http::{Params, answer, not_found, problems};
+use crate::api::http::{Named, NoParams, Params, answer, limit, not_found, problems};
 use crate::jobs::model::{JobState, now_ms};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use essaim_common::secret::redact;
@@ -17,7 +17,10 @@ use std::sync::Arc;
 const MAX_EVENTS: usize = 1_000;
 
 /// The cluster: version, slots, memory, jobs by state, workers, and what is wrong.
-pub(super) async fn cluster(State(shared): State<Arc<Shared>>) -> Json<ClusterStatus> {
+pub(super) async fn cluster(
+    State(shared): State<Arc<Shared>>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Json<ClusterStatus> {
     Json(status(&shared))
 }
 
@@ -69,13 +72,20 @@ fn all_workers(shared: &Shared) -> Vec<Worker> {
 }
 
 /// The workers with the tasks that they run.
-pub(super) async fn workers(State(shared): State<Arc<Shared>>) -> Json<WorkersPage> {
+pub(super) async fn workers(
+    State(shared): State<Arc<Shared>>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Json<WorkersPage> {
     let workers = all_workers(&shared);
     Json(WorkersPage { workers })
 }
 
 /// One worker.
-pub(super) async fn worker(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+pub(super) async fn worker(
+    State(shared): State<Arc<Shared>>,
+    Named(id): Named,
+    Params(NoParams {}): Params<NoParams>,
+) -> Response {
     let mut workers = all_workers(&shared).into_iter();
     match workers.find(|worker| worker.id == id) {
         Some(worker) => Json(worker).into_response(),
@@ -111,7 +121,7 @@ pub(super) async fn events(
         Some(Err(error)) => return not_found(&error),
         None => None,
     };
-    let limit = params.limit.unwrap_or(100).min(MAX_EVENTS);
+    let limit = limit(params.limit, MAX_EVENTS);
     let after = params.after.unwrap_or_default();
     let found = shared.events.after(after, limit, |event| {
         (job.is_none() || event.job == job)

@@ -5,7 +5,7 @@ use crate::api::http::shapes::{instant, reached};
 use crate::jobs::model::{
     self, AttemptRecord, JobKind, JobRecord, JobState, Outcome, QueryRecord, StageRecord,
 };
-use essaim_common::secret::redact;
+use essaim_common::secret::redact_sql;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -302,7 +302,7 @@ impl Job {
         Self {
             summary: JobSummary::new(record),
             details: JobDetails {
-                sql: redact(&record.sql),
+                sql: redact_sql(&record.sql),
                 queries: queries.map(|query| Query::new(query, now_ms)).collect(),
                 errors: record.errors.iter().map(JobError::new).collect(),
             },

@@ -2,19 +2,19 @@
 
 use crate::Shared;
 use crate::api::http::job_shapes::{Epoch, EpochsPage, Job, JobSummary, JobsPage};
-use crate::api::http::{Params, answer, not_found};
+use crate::api::http::{Named, NoParams, Params, answer, limit, not_found};
 use crate::jobs::handle::JobHandle;
 use crate::jobs::known::Key;
 use crate::jobs::list::Wanted;
 use crate::jobs::model::{JobKind, JobState, MAX_EPOCHS_KEPT, now_ms};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use essaim_common::Result;
 use serde::Deserialize;
 use std::sync::Arc;
 
-/// Jobs of a page, unless it is asked for more or fewer, and at most.
+/// Jobs of the page that updates hold, and of any page at most.
 pub(super) const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
@@ -53,7 +53,7 @@ pub(super) async fn jobs(
         name: params.name.map(|name| name.to_lowercase()),
         is_submitted: false,
     };
-    let limit = params.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
+    let limit = limit(params.limit, MAX_PAGE);
     Json(page(&shared, &wanted, limit, before)).into_response()
 }
 
@@ -81,7 +81,11 @@ fn read_token(token: &str) -> Option<Key> {
 }
 
 /// One job with its SQL, plan, stages, attempts and errors.
-pub(super) async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+pub(super) async fn job(
+    State(shared): State<Arc<Shared>>,
+    Named(id): Named,
+    Params(NoParams {}): Params<NoParams>,
+) -> Response {
     match shared.jobs.find(&id) {
         Ok(handle) => match show(&shared, &handle).await {
             Ok(job) => Json(job).into_response(),
@@ -110,12 +114,12 @@ pub(super) struct EpochParams {
 /// What the last epochs of a streaming job did; none for a batch job.
 pub(super) async fn epochs(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Named(id): Named,
     Params(params): Params<EpochParams>,
 ) -> Response {
     match shared.jobs.find(&id) {
         Ok(handle) => {
-            let limit = params.limit.unwrap_or(100).min(MAX_EPOCHS_KEPT);
+            let limit = limit(params.limit, MAX_EPOCHS_KEPT);
             Json(epochs_of(&handle, params.after_epoch, limit)).into_response()
         }
         Err(error) => not_found(&error),

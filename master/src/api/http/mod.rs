@@ -13,14 +13,15 @@ use crate::Shared;
 use crate::api::http::shapes::ErrorAnswer;
 use crate::metrics;
 use axum::Router;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Query, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get};
 use essaim_common::Error;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
@@ -79,6 +80,31 @@ fn answer(status: StatusCode, message: impl Into<String>) -> Response {
 fn not_found(error: &Error) -> Response {
     answer(StatusCode::NOT_FOUND, error.to_string())
 }
+
+/// How many are wanted of a list: 100 unless it is said, one at least.
+fn limit(wanted: Option<usize>, most: usize) -> usize {
+    wanted.unwrap_or(100).clamp(1, most)
+}
+
+/// The part of a path that names something; what is no text is answered with 400 and a reason.
+struct Named(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let wrong = |e: PathRejection| answer(StatusCode::BAD_REQUEST, e.body_text());
+        let Path(name) = Path::from_request_parts(parts, state)
+            .await
+            .map_err(wrong)?;
+        Ok(Self(name))
+    }
+}
+
+/// The parameters of an endpoint that has none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParams {}
 
 /// The parameters behind the question mark; what does not fit is answered with 400 and a reason.
 struct Params<T>(T);

@@ -9,6 +9,18 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
 
+/// What any endpoint may answer, before it is looked at.
+const REFUSED: [(u16, &str); 3] = [
+    (
+        401,
+        "This listener has tokens, and the request shows none that is known and has not expired",
+    ),
+    (403, "The token is not for this"),
+    (
+        429,
+        "Too many requests a second; Retry-After says when to come again",
+    ),
+];
 /// How the status of an error is described.
 const WRONG: (u16, &str) = (400, "A parameter is wrong");
 const NO_JOB: (u16, &str) = (404, "There is no such job, or several begin so");
@@ -25,7 +37,7 @@ const JOB: Parameter = Parameter {
     about: "The job's id, the beginning of it, or its name.",
     schema: String::schema,
 };
-const LIMIT: &str = "At most so many; 100 if it is not given, 1,000 at most.";
+const LIMIT: &str = "At most so many; 100 if it is not given, 1,000 at most, 1 at least.";
 
 /// A part of a path, or a parameter behind the question mark.
 struct Parameter {
@@ -81,7 +93,7 @@ impl Draft {
             "200".to_owned(),
             json!({ "description": "As asked for", "content": content }),
         );
-        for (status, about) in errors {
+        for (status, about) in errors.iter().chain(&REFUSED) {
             let schema = ErrorAnswer::schema(schemas);
             let content = json!({ "application/json": { "schema": schema } });
             responses.insert(
@@ -113,13 +125,13 @@ fn cluster(draft: &mut Draft) {
         "/api/v1/cluster",
         "The cluster: version, slots, memory, jobs by state, workers, and what is wrong.",
         &[],
-        &[],
+        &[WRONG],
     );
     draft.get::<WorkersPage>(
         "/api/v1/workers",
         "The workers with the tasks that they run.",
         &[],
-        &[],
+        &[WRONG],
     );
     let id = Parameter {
         name: "id",
@@ -127,7 +139,12 @@ fn cluster(draft: &mut Draft) {
         about: "The worker's id.",
         schema: String::schema,
     };
-    draft.get::<Worker>("/api/v1/workers/{id}", "One worker.", &[id], &[NO_WORKER]);
+    draft.get::<Worker>(
+        "/api/v1/workers/{id}",
+        "One worker.",
+        &[id],
+        &[WRONG, NO_WORKER],
+    );
     draft.get::<EventsPage>(
         "/api/v1/events",
         "What happened lately: the last 1,000 events of this master.",
@@ -175,7 +192,7 @@ fn jobs(draft: &mut Draft) {
         "/api/v1/jobs/{id}",
         "One job with its SQL, plans, stages, attempts and errors.",
         &[JOB],
-        &[NO_JOB, UNREACHABLE],
+        &[WRONG, NO_JOB, UNREACHABLE],
     );
     draft.get::<EpochsPage>(
         "/api/v1/jobs/{id}/epochs",
