@@ -466,7 +466,7 @@ async fn a_check_prints_lines_for_people_and_needs_no_cluster() -> Result<()> {
     ensure!(
         local
             .out
-            .ends_with("2 statements: no errors and no warnings\n"),
+            .ends_with("2 statements, batch job: no errors and no warnings\n"),
         "{local:?}"
     );
     ensure!(!folder.exists(), "a check makes no folder");

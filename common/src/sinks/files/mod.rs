@@ -11,6 +11,7 @@
 
 mod committer;
 mod epoch_log;
+mod micros;
 mod single;
 mod stream;
 mod writer;
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::object_stores;
 use crate::options::Options;
 use crate::stream::{OutputMode, StreamSink, no_stream_sink};
+use crate::sql_types::sql_type;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use committer::FileCommitter;
@@ -214,7 +216,7 @@ impl FileSink {
                 return Err(Error::invalid(format!(
                     "CSV cannot hold column {} of type {}: use STORED AS PARQUET or JSON, or take its fields apart",
                     field.name(),
-                    field.data_type()
+                    sql_type(field.data_type())
                 )));
             }
         }

@@ -18,6 +18,7 @@ use crate::sinks::files::{FileSink, Format, Layout};
 use crate::sources::kafka::decode::JsonDecoder;
 use crate::sources::kafka::timestamps::EpochUnit;
 use crate::stream::StreamOptions;
+use crate::sql_types::sql_type;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +77,7 @@ impl Declared {
                 return Err(options.error(format!(
                     "column {} has the type {}, which CSV cannot hold",
                     field.name(),
-                    field.data_type()
+                    sql_type(field.data_type())
                 )));
             }
         }
