@@ -128,9 +128,7 @@ impl StreamOptions {
             Some(name) => {
                 let (index, field) = schema
                     .and_then(|schema| schema.column_with_name(&name))
-                    .ok_or_else(|| {
-                        options.error(no_event_time(&name, schema))
-                    })?;
+                    .ok_or_else(|| options.error(no_event_time(&name, schema)))?;
                 if !matches!(field.data_type(), DataType::Timestamp(..)) {
                     return Err(options.error(format!(
                         "option event_time '{name}': the column has the type {}, declare it TIMESTAMP",

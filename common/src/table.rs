@@ -91,10 +91,10 @@ impl Table {
         if !self.unused.is_empty() {
             found.push(Finding::warning(
                 format!(
-                    "it is not UNBOUNDED, so it is read once, up to its end, and {} does nothing",
+                    "it is not UNBOUNDED, so it is read once, up to its end, without {}",
                     self.unused.join(", ")
                 ),
-                "write CREATE UNBOUNDED EXTERNAL TABLE for a streaming job, or leave it out",
+                "write CREATE UNBOUNDED EXTERNAL TABLE for a streaming job, or leave the options out",
             ));
         }
         if let Some(source) = &self.table.source {

@@ -8,8 +8,8 @@ mod rows;
 pub(crate) mod walk;
 
 use crate::Shared;
-use crate::jobs::model::JobKind;
 use crate::check::walk::{Checked, Walk};
+use crate::jobs::model::JobKind;
 use crate::plan::{Planner, Purpose, Query, purpose, statements};
 use crate::stream::plan::PlannedInsert;
 use datafusion::catalog::TableProvider;
@@ -221,8 +221,7 @@ impl Check {
             let what = format!(
                 "this is a batch job, as no INSERT reads an UNBOUNDED table, and {name} does nothing"
             );
-            let advice =
-                "write CREATE UNBOUNDED EXTERNAL TABLE for what is to be read on and on, or leave the SET out";
+            let advice = "write CREATE UNBOUNDED EXTERNAL TABLE for what is to be read on and on, or leave the SET out";
             self.add(place, Finding::warning(what, advice));
         }
     }

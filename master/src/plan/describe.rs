@@ -26,9 +26,9 @@ pub(super) fn rows(table: DescribeTable) -> Result<LogicalPlan> {
         ]
     });
     let names = ["column_name", "data_type", "is_nullable"];
-    let names = (1..).zip(names).map(|(index, name)| -> Expr {
-        col(format!("column{index}")).alias(name)
-    });
+    let names = (1..)
+        .zip(names)
+        .map(|(index, name)| -> Expr { col(format!("column{index}")).alias(name) });
     LogicalPlanBuilder::values(rows.collect())?
         .project(names.collect::<Vec<_>>())?
         .build()

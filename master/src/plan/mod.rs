@@ -2,6 +2,7 @@
 //!
 //! Planning takes DataFusion's `LogicalPlan`, wherever it came from; SQL is only one front end.
 
+mod codecs;
 pub mod cut;
 mod describe;
 pub mod exchange;
@@ -17,7 +18,6 @@ use crate::plan::windows::WindowAnalyzer;
 use crate::plan::windows::expand::ExpandWindows;
 use crate::registry::Registry;
 use datafusion::catalog::TableProvider;
-use datafusion::common::parsers::CompressionTypeVariant as Codec;
 use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
@@ -38,7 +38,6 @@ use essaim_common::sink::{SinkCommitExec, StreamInsertExec};
 use essaim_common::table::{Table, is_stream};
 use essaim_common::{Error, ErrorKind, Result};
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -400,7 +399,7 @@ impl Planner {
 
     async fn logical(&self, mut statement: Statement) -> Result<LogicalPlan> {
         windows::rewrite::rewrite(&mut statement)?;
-        check_compression(&statement)?;
+        codecs::check(&statement)?;
         let plan = self.ctx.state().statement_to_plan(statement).await;
         plan.map_err(windows::without_window)
     }
@@ -467,42 +466,6 @@ impl Planner {
         self.ctx.deregister_table(reference.clone())?;
         self.ctx.register_table(reference, filled)?;
         Ok(())
-    }
-}
-
-/// The planner refuses codecs that it does not know, and all of Parquet, without a word of the table.
-fn check_compression(statement: &Statement) -> Result<()> {
-    let Statement::CreateExternalTable(table) = statement else {
-        return Ok(());
-    };
-    let is = |option: &str| {
-        let option = option.strip_prefix("format.").unwrap_or(option);
-        option.eq_ignore_ascii_case("compression")
-    };
-    let Some((_, codec)) = table.options.iter().find(|(option, _)| is(option)) else {
-        return Ok(());
-    };
-    let wrong = |advice: &str| {
-        Err(Error::invalid(format!(
-            "table {}: option compression {codec}: {advice}",
-            table.name
-        )))
-    };
-    match table.file_type.to_uppercase().as_str() {
-        "PARQUET" => wrong(
-            "for PARQUET write 'parquet.compression' in its place, with 'zstd', 'snappy', 'lz4', 'gzip' or 'uncompressed'",
-        ),
-        "CSV" | "JSON" if Codec::from_str(&text_of(codec)).is_err() => {
-            wrong("write 'gzip', 'zstd', 'bzip2', 'xz' or 'uncompressed'")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn text_of(value: &ast::Value) -> String {
-    match value.clone().into_string() {
-        Some(text) => text,
-        None => value.to_string(),
     }
 }
 

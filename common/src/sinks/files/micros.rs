@@ -45,10 +45,12 @@ pub(super) fn batch(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatc
         ..CastOptions::default()
     };
     let columns = rows.columns().iter().zip(schema.fields());
-    let columns = columns.map(|(column, field)| match column.data_type() == field.data_type() {
-        true => Ok(Arc::clone(column)),
-        false => cast_with_options(column, field.data_type(), &options),
-    });
+    let columns = columns.map(
+        |(column, field)| match column.data_type() == field.data_type() {
+            true => Ok(Arc::clone(column)),
+            false => cast_with_options(column, field.data_type(), &options),
+        },
+    );
     let columns = columns.collect::<Result<Vec<ArrayRef>, _>>()?;
     let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &count)

@@ -163,9 +163,8 @@ impl Encoder {
             let output: Output = Box::new(buffer);
             // Metadata of where a column came from is of no use in a file.
             let schema = Arc::new(Schema::new(micros::fields(schema.fields())));
-            let writer =
-                AsyncArrowWriter::try_new(output, Arc::clone(&schema), Some(properties))
-                    .map_err(parquet_error)?;
+            let writer = AsyncArrowWriter::try_new(output, Arc::clone(&schema), Some(properties))
+                .map_err(parquet_error)?;
             let writer = Box::new(writer);
             return Ok(Self::Parquet { writer, schema });
         }

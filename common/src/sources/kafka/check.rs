@@ -229,10 +229,9 @@ fn bad_records(on_error: OnError, noted: &[v1::BadRecord], bad: usize) -> Option
             what,
             "correct the columns, or set on_error 'skip' or 'dead_letter'",
         ),
-        OnError::Skip | OnError::DeadLetter => Finding::warning(
-            what,
-            "correct the columns if such records are to be rows",
-        ),
+        OnError::Skip | OnError::DeadLetter => {
+            Finding::warning(what, "correct the columns if such records are to be rows")
+        }
     })
 }
 

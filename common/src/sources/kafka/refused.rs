@@ -1,6 +1,6 @@
 //! Why a record of JSON is no row, in terms of its columns: the decoder speaks of Arrow's types and of its own state.
 
-use super::timestamps::{EpochUnit, decoded_field, text};
+use super::timestamps::{decoded_field, text};
 use crate::sql_types::{self, sql_type};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::json::ReaderBuilder;
@@ -49,7 +49,9 @@ pub fn column_of(
 ) -> Option<String> {
     let refused = |fields: Vec<Field>| {
         let alone = Schema::new(fields);
-        let mut decoder = coerce(ReaderBuilder::new(alone.into())).build_decoder().ok()?;
+        let mut decoder = coerce(ReaderBuilder::new(alone.into()))
+            .build_decoder()
+            .ok()?;
         decoder.decode(record).ok()?;
         decoder.flush().err()
     };
@@ -129,6 +131,7 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::decode::{JsonDecoder, Slices};
+    use super::super::timestamps::EpochUnit;
     use super::*;
     use arrow::datatypes::{Fields, TimeUnit};
     use std::sync::Arc;
@@ -148,8 +151,7 @@ mod tests {
         slices.push(Some(b"{\"orderid\":1}"));
         slices.push(Some(record.as_bytes()));
         slices.push(Some(b"{\"orderid\":2}"));
-        let mut decoder =
-            JsonDecoder::new(Arc::new(schema), EpochUnit::Milliseconds, 100).unwrap();
+        let mut decoder = JsonDecoder::new(Arc::new(schema), EpochUnit::Milliseconds, 100).unwrap();
         let mut decoded = decoder.decode(&slices).unwrap();
         assert_eq!(decoded.rows.num_rows(), 2, "{record}");
         let (index, reason) = decoded.bad.remove(0);
@@ -161,13 +163,19 @@ mod tests {
     fn a_reason_names_the_column_its_type_and_the_value() {
         for (record, expected) in [
             ("{}", "column orderid is missing or null, and NOT NULL"),
-            ("{\"orderid\":null}", "column orderid is missing or null, and NOT NULL"),
+            (
+                "{\"orderid\":null}",
+                "column orderid is missing or null, and NOT NULL",
+            ),
             (
                 "{\"orderId\":7}",
                 "column orderid is missing, and NOT NULL; the message has orderId: declare the column as \"orderId\"",
             ),
             ("\"bob\"", "the message is \"bob\", and no JSON object"),
-            ("[{\"orderid\":1}]", "the message is [{\"orderid\":1}], and no JSON object"),
+            (
+                "[{\"orderid\":1}]",
+                "the message is [{\"orderid\":1}], and no JSON object",
+            ),
             (
                 "{\"orderid\":1,\"n\":\"many\"}",
                 "column n is INT, and the message has \"many\"",
@@ -200,8 +208,14 @@ mod tests {
             assert_eq!(reason(record), expected, "{record}");
         }
         let decimal = reason("{\"orderid\":1,\"price\":\"cheap\"}");
-        assert!(decimal.starts_with("column price is DECIMAL(6, 2): "), "{decimal}");
-        let long = reason(&format!("{{\"orderid\":1,\"n\":\"{}\"}}", "x".repeat(5_000)));
+        assert!(
+            decimal.starts_with("column price is DECIMAL(6, 2): "),
+            "{decimal}"
+        );
+        let long = reason(&format!(
+            "{{\"orderid\":1,\"n\":\"{}\"}}",
+            "x".repeat(5_000)
+        ));
         assert!(long.len() < 200 && long.ends_with("x…"), "{long}");
     }
 }

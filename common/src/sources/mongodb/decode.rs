@@ -146,7 +146,13 @@ fn cell(value: RawBsonRef<'_>, data_type: &DataType) -> Result<Cell, Conflict> {
     if matches!(value, RawBsonRef::Null) {
         return Ok(Cell::Null);
     }
-    let misfit = || Conflict::new(format!("{} is no {}", described(value), sql_type(data_type)));
+    let misfit = || {
+        Conflict::new(format!(
+            "{} is no {}",
+            described(value),
+            sql_type(data_type)
+        ))
+    };
     match data_type {
         DataType::Boolean => value.as_bool().map(Cell::Bool).ok_or_else(misfit),
         data_type if data_type.is_integer() => whole(value, data_type).ok_or_else(misfit),

@@ -211,10 +211,9 @@ impl Scan {
                     safe: false,
                     ..CastOptions::default()
                 };
-                cast_with_options(&column, field.data_type(), &options)
-                    .map_err(|e| {
-                        of_cast(&e, field.data_type()).context(format!("column {}", field.name()))
-                    })
+                cast_with_options(&column, field.data_type(), &options).map_err(|e| {
+                    of_cast(&e, field.data_type()).context(format!("column {}", field.name()))
+                })
             })
             .collect::<Result<Vec<ArrayRef>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));

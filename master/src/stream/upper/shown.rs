@@ -49,9 +49,7 @@ fn as_written(name: &str) -> String {
             _ => written.push_str(word),
         }
     }
-    written
-        .replace("count(1)", "count(*)")
-        .replace(",'", ", '")
+    written.replace("count(1)", "count(*)").replace(",'", ", '")
 }
 
 fn is_literal(word: &str) -> bool {
