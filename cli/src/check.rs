@@ -134,12 +134,24 @@ fn report(checked: &CheckResponse, name: &str) -> String {
         count(checked, Severity::Error),
         count(checked, Severity::Warning),
     );
+    let kind = match kind(checked) {
+        Some(kind) => format!(", {kind} job"),
+        None => String::new(),
+    };
     text.push_str(&format!(
-        "{} statements: {}\n",
+        "{} statements{kind}: {}\n",
         checked.statements,
         summary(errors, warnings)
     ));
     text
+}
+
+/// How the job would run, if that is known.
+fn kind(checked: &CheckResponse) -> Option<&'static str> {
+    checked.streaming.map(|streaming| match streaming {
+        true => "streaming",
+        false => "batch",
+    })
 }
 
 fn table(estimates: &[SourceEstimate]) -> String {
@@ -196,6 +208,7 @@ fn document(checked: &CheckResponse) -> Value {
     });
     json!({
         "statements": checked.statements,
+        "kind": kind(checked),
         "errors": count(checked, Severity::Error),
         "warnings": count(checked, Severity::Warning),
         "findings": findings.collect::<Vec<_>>(),
@@ -219,6 +232,7 @@ mod tests {
             findings: findings.collect(),
             estimates: Vec::new(),
             statements: 2,
+            streaming: Some(true),
         }
     }
 
@@ -236,7 +250,7 @@ mod tests {
         let text = report(&checked(&[Severity::Error]), "job.sql");
         assert_eq!(
             text,
-            "job.sql:3:1: error: so\\x1b\n    do\n2 statements: 1 error and no warnings\n"
+            "job.sql:3:1: error: so\\x1b\n    do\n2 statements, streaming job: 1 error and no warnings\n"
         );
     }
 }

@@ -1,5 +1,8 @@
 //! One error for what master and worker do together: what happened, to what, and what to do now.
 
+use crate::sql_types::beyond;
+use arrow::datatypes::{DataType, TimeUnit};
+use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use tonic::{Code, Status};
 
@@ -135,6 +138,9 @@ impl From<&DataFusionError> for Error {
             _ => ErrorKind::Internal,
         };
         let message = error.strip_backtrace();
+        if let Some(advice) = beyond_nanoseconds(&message) {
+            return Self::new(kind, format!("{message}; {advice}"));
+        }
         match kind {
             ErrorKind::Exhausted => Self::new(
                 kind,
@@ -144,6 +150,25 @@ impl From<&DataFusionError> for Error {
             ),
             _ => Self::new(kind, message),
         }
+    }
+}
+
+/// What to do about a time that became nanoseconds, in an expression or below it, and does not fit.
+fn beyond_nanoseconds(message: &str) -> Option<&'static str> {
+    let is_cast = message.contains("Cannot cast ")
+        && message.contains(" to Timestamp(ns")
+        && message.contains("exceeds the representable");
+    is_cast.then(|| beyond(TimeUnit::Nanosecond)).flatten()
+}
+
+/// As [`Error::from`], of a cast to `to`: a time that nanoseconds cannot hold is told with its remedy.
+pub(crate) fn of_cast(error: &ArrowError, to: &DataType) -> Error {
+    match (error, to) {
+        (ArrowError::ArithmeticOverflow(_), DataType::Timestamp(unit, _)) => {
+            let advice = beyond(*unit).unwrap_or("no TIMESTAMP reaches so far");
+            Error::data(format!("a time does not fit: {advice}"))
+        }
+        _ => Error::data(error.to_string()),
     }
 }
 

@@ -29,6 +29,7 @@ pub mod session;
 pub mod sink;
 pub mod sinks;
 pub mod sources;
+pub mod sql_types;
 pub mod stream;
 pub mod table;
 pub mod threads;

@@ -4,6 +4,7 @@ use crate::connector::{Split, SplitReader};
 use crate::error::{Error, Result};
 use crate::journal::Journals;
 use crate::options::Options;
+use crate::sql_types::{self, sql_type};
 use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::execution::SendableRecordBatchStream;
@@ -132,15 +133,11 @@ impl StreamOptions {
             Some(name) => {
                 let (index, field) = schema
                     .and_then(|schema| schema.column_with_name(&name))
-                    .ok_or_else(|| {
-                        options.error(format!(
-                            "option event_time '{name}': there is no such column"
-                        ))
-                    })?;
+                    .ok_or_else(|| options.error(no_event_time(&name, schema)))?;
                 if !matches!(field.data_type(), DataType::Timestamp(..)) {
                     return Err(options.error(format!(
                         "option event_time '{name}': the column has the type {}, declare it TIMESTAMP",
-                        field.data_type()
+                        sql_type(field.data_type())
                     )));
                 }
                 Some(index)
@@ -156,6 +153,28 @@ impl StreamOptions {
             max_offsets_per_trigger,
         })
     }
+}
+
+/// Names the columns that there are, and the one that only upper and lower case keep from being the one asked for.
+fn no_event_time(name: &str, schema: Option<&SchemaRef>) -> String {
+    let fields = schema.map(|schema| schema.fields().iter());
+    let names: Vec<&str> = fields
+        .into_iter()
+        .flatten()
+        .map(|field| field.name().as_str())
+        .collect();
+    let alike = names.iter().find(|known| known.eq_ignore_ascii_case(name));
+    let advice = match alike {
+        Some(alike) => format!(
+            ": write event_time '{alike}', or declare the column as {}, as names without quotes are folded to lower case",
+            sql_types::name(name)
+        ),
+        None => String::new(),
+    };
+    format!(
+        "option event_time '{name}': there is no such column; there are {}{advice}",
+        names.join(", ")
+    )
 }
 
 /// Which rows of a result an epoch hands to its sink: Spark's output modes.

@@ -28,8 +28,13 @@ pub struct Table {
     connector: &'static str,
     schema: SchemaRef,
     unbounded: bool,
+    /// Options that only a stream would use, of a table that is none.
+    unused: Vec<&'static str>,
     table: ConnectorTable,
 }
+
+/// What only an UNBOUNDED table does something with.
+const OF_STREAMS: [&str; 3] = ["event_time", "watermark_delay", "idle_timeout"];
 
 impl Table {
     /// A table of `connector`, which is read continuously if it is `unbounded`.
@@ -47,8 +52,24 @@ impl Table {
                 .clone()
                 .unwrap_or_else(|| Arc::new(Schema::empty())),
             unbounded,
+            unused: Vec::new(),
             table,
         }
+    }
+
+    /// The same table, which knows which options of its declaration do nothing.
+    pub fn declared_by(mut self, command: &CreateExternalTable) -> Self {
+        if !self.unbounded {
+            let named = |option: &&str| {
+                let mut names = command.options.keys();
+                names.any(|name| {
+                    let name = name.strip_prefix("format.").unwrap_or(name);
+                    name.eq_ignore_ascii_case(option)
+                })
+            };
+            self.unused = OF_STREAMS.into_iter().filter(named).collect();
+        }
+        self
     }
 
     /// Whether the table takes its columns from the first INSERT, because none are declared or found.
@@ -66,10 +87,20 @@ impl Table {
     /// # Errors
     /// The server is out of reach, or refuses to answer.
     pub async fn source_findings(&self) -> Result<Vec<Finding>, Error> {
-        match &self.table.source {
-            Some(source) => source.findings(self.unbounded).await,
-            None => Ok(Vec::new()),
+        let mut found = Vec::new();
+        if !self.unused.is_empty() {
+            found.push(Finding::warning(
+                format!(
+                    "it is not UNBOUNDED, so it is read once, up to its end, without {}",
+                    self.unused.join(", ")
+                ),
+                "write CREATE UNBOUNDED EXTERNAL TABLE for a streaming job, or leave the options out",
+            ));
         }
+        if let Some(source) = &self.table.source {
+            found.extend(source.findings(self.unbounded).await?);
+        }
+        Ok(found)
     }
 
     /// What the sink finds before anybody writes to it.
@@ -90,6 +121,7 @@ impl Table {
             connector: self.connector,
             schema: Arc::clone(&schema),
             unbounded: self.unbounded,
+            unused: self.unused.clone(),
             table: ConnectorTable {
                 schema: Some(schema),
                 source: self.table.source.clone(),
@@ -351,11 +383,7 @@ impl TableProviderFactory for TableFactory {
             )))
             .into());
         }
-        Ok(Arc::new(Table::new(
-            name,
-            self.0.name(),
-            command.unbounded,
-            table,
-        )))
+        let table = Table::new(name, self.0.name(), command.unbounded, table);
+        Ok(Arc::new(table.declared_by(command)))
     }
 }

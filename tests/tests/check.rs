@@ -238,6 +238,11 @@ fn wrong_jobs(fixture: &Fixture) -> Vec<Wrong> {
         (sunk("SELECT k, v FROM names"), 2, "is compacted"),
         ("SET essaim.output_mode = 'complete';\n".to_owned() + &sunk("SELECT k, count(*) AS n FROM events GROUP BY k"), 3, "what is in a topic stays"),
         (topic(&fixture.broken.name, "") + "INSERT INTO rows SELECT 'a', id FROM t;", 1, "does not decode"),
+        (topic(&fixture.topic.name, ", event_time 'At'").replace("(id BIGINT)", "(id BIGINT, at TIMESTAMP)"), 1, "there are id, at, _key, _topic"),
+        ("CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION '/tmp/nowhere/' OPTIONS (compression 'snappy');".into(), 1, "table t: option compression 'snappy': for PARQUET write 'parquet.compression'"),
+        ("CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/tmp/nowhere/' OPTIONS (compression 'snappy');".into(), 1, "table t: option compression 'snappy': write 'gzip'"),
+        (postgres("jdbc:postgresql://u:hunter2@h/d"), 1, "is 'postgres://HOST:PORT/DATABASE', without jdbc: in front, with USER:PASSWORD@ before HOST"),
+        ("INSERT INTO keyed SELECT k, DATE '2024-01-01' AS n FROM names;".into(), 1, "which does not take DATE: CAST it to BIGINT"),
     ];
     jobs
 }
@@ -328,6 +333,28 @@ async fn what_may_go_wrong_later_is_a_warning_that_only_strict_fails() -> Result
             "grouped by more than the key",
         ),
         (
+            "INSERT INTO keyed SELECT k, count(*) AS n FROM untimed GROUP BY window(at, INTERVAL '1 minute'), k;".to_owned(),
+            after,
+            "groups of count(*) by window(untimed.at, '1 minute'), untimed.k, so",
+        ),
+        (
+            "INSERT INTO keyed SELECT DISTINCT ON (k) k, v AS n FROM untimed;".to_owned(),
+            after,
+            "groups of DISTINCT ON (untimed.k), so",
+        ),
+        (
+            stream("bounded", &fixture.topic, "event_time 'at', watermark_delay '1 minute', on_error 'skip'")
+                .replace("UNBOUNDED ", "")
+                + "INSERT INTO rows SELECT k, v FROM bounded;",
+            after,
+            "is not UNBOUNDED, so it is read once, up to its end, without event_time, watermark_delay",
+        ),
+        (
+            "SET essaim.trigger = '1 second';\nINSERT INTO rows SELECT k, v FROM names;".to_owned(),
+            after,
+            "essaim.trigger does nothing",
+        ),
+        (
             stream("brief", &brief, "on_error 'skip'") + "INSERT INTO rows SELECT k, v FROM brief;",
             after,
             "keeps records for 2 min only",
@@ -375,6 +402,48 @@ async fn a_misspelt_column_is_noted() -> Result<()> {
         severity == "note" && *line == 1 && what.contains("newest records has a value for V")
     });
     ensure!(noted && ended.code == 0, "{found:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_record_does_not_hide_a_misspelt_column() -> Result<()> {
+    let fixture = Fixture::create().await?;
+    let orders = Topic::create(1).await?;
+    let records = (0..9).map(|id| match id {
+        4 => "\"bob\"".to_owned(),
+        _ => json!({"orderId": id, "n": 1}).to_string(),
+    });
+    orders.produce(records).await?;
+    let check = async |on_error: &str| -> Result<(Ended, Vec<(String, u64, String)>)> {
+        let sql = format!(
+            "CREATE EXTERNAL TABLE t (orderId BIGINT, n BIGINT) STORED AS KAFKA LOCATION '{}' OPTIONS (format 'json', on_error '{on_error}');\n{}\
+             INSERT INTO rows SELECT 'a' AS k, orderid AS v FROM t;",
+            orders.location(),
+            fixture.database.declare("rows", "rows", "")
+        );
+        let (ended, found) = check(&sql, &[]).await?;
+        assert_eq!(found["kind"], json!("batch"), "{found:#}");
+        Ok((ended, findings(&found)))
+    };
+    for (on_error, severity, advises) in [("skip", "warning", false), ("fail", "error", true)] {
+        let (_, found) = check(on_error).await?;
+        let has = |wanted: &str, part: &str| {
+            found.iter().any(|(severity, line, what)| {
+                severity == wanted && *line == 1 && what.contains(part)
+            })
+        };
+        let bad =
+            "offset 4: the record does not decode: the message is \"bob\", and no JSON object";
+        ensure!(has(severity, bad), "{found:#?}");
+        ensure!(
+            has(
+                "note",
+                "none of the 8 newest records has a value for orderid"
+            ),
+            "{found:#?}"
+        );
+        assert_eq!(has(severity, "or set on_error"), advises, "{found:#?}");
+    }
     Ok(())
 }
 
@@ -466,7 +535,7 @@ async fn a_check_prints_lines_for_people_and_needs_no_cluster() -> Result<()> {
     ensure!(
         local
             .out
-            .ends_with("2 statements: no errors and no warnings\n"),
+            .ends_with("2 statements, batch job: no errors and no warnings\n"),
         "{local:?}"
     );
     ensure!(!folder.exists(), "a check makes no folder");

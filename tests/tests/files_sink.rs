@@ -115,6 +115,80 @@ async fn every_format_is_read_back_as_it_was_written() -> Result<()> {
 }
 
 #[tokio::test]
+async fn times_in_parquet_are_microseconds_which_every_reader_knows() -> Result<()> {
+    let folder = TempDir::new()?;
+    let declare = |columns: &str| {
+        format!(
+            "CREATE EXTERNAL TABLE out {columns} STORED AS PARQUET LOCATION '{}/'",
+            folder.path().display()
+        )
+    };
+    let columns = "(at TIMESTAMP, visits STRUCT<at TIMESTAMP>[])";
+    let first = context()?;
+    run(&first, &declare(columns)).await?;
+    run(
+        &first,
+        "INSERT INTO out SELECT at, [named_struct('at', at)] \
+         FROM (SELECT TIMESTAMP '2024-02-29T12:34:56.789012345' AS at)",
+    )
+    .await?;
+    let types = "SELECT arrow_typeof(at) AS a, arrow_typeof(visits[1]['at']) AS v, at FROM out";
+    let found = context()?;
+    run(&found, &declare("")).await?;
+    assert_eq!(
+        run(&found, types).await?,
+        "+---------------+---------------+----------------------------+\n\
+         | a             | v             | at                         |\n\
+         +---------------+---------------+----------------------------+\n\
+         | Timestamp(µs) | Timestamp(µs) | 2024-02-29T12:34:56.789012 |\n\
+         +---------------+---------------+----------------------------+"
+    );
+    let declared = context()?;
+    run(&declared, &declare(columns)).await?;
+    let read = run(
+        &declared,
+        &format!("{types} WHERE at > TIMESTAMP '2024-02-29T12:34:56.789'"),
+    )
+    .await?;
+    assert!(read.contains("| Timestamp(ns) | Timestamp(ns) |"), "{read}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_time_beyond_nanoseconds_names_the_type_that_holds_it() -> Result<()> {
+    let folder = TempDir::new()?;
+    let declare = |columns: &str| {
+        format!(
+            "CREATE EXTERNAL TABLE out {columns} STORED AS PARQUET LOCATION '{}/'",
+            folder.path().display()
+        )
+    };
+    let first = context()?;
+    run(&first, &declare("(at TIMESTAMP(6))")).await?;
+    run(
+        &first,
+        "INSERT INTO out VALUES (arrow_cast('9999-12-31T00:00:00', 'Timestamp(Microsecond, None)'))",
+    )
+    .await?;
+    let second = context()?;
+    run(&second, &declare("(at TIMESTAMP)")).await?;
+    let rows = second.sql("SELECT at FROM out").await?.collect().await;
+    let error = essaim_common::Error::from(rows.unwrap_err()).to_string();
+    assert!(
+        error.contains("declare or CAST it as TIMESTAMP(6)"),
+        "{error}"
+    );
+    let third = context()?;
+    run(&third, &declare("(at TIMESTAMP(6))")).await?;
+    assert!(
+        run(&third, "SELECT at FROM out")
+            .await?
+            .contains("9999-12-31")
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn overwrite_replaces_what_was_there() -> Result<()> {
     let folder = TempDir::new()?;
     let first = context()?;

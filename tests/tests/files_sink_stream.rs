@@ -389,6 +389,48 @@ async fn a_local_folder_holds_one_parquet_file_an_epoch() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn the_times_of_an_epoch_are_microseconds_in_parquet() -> Result<()> {
+    use arrow::array::TimestampNanosecondArray;
+    use arrow::datatypes::{TimeUnit, TimestampMicrosecondType};
+    use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    let folder = TempDir::new()?;
+    let sink = sink(
+        Format::Parquet,
+        &format!("{}/", folder.path().display()),
+        false,
+    );
+    let times = TimestampNanosecondArray::from(vec![1_700_000_000_123_456_789]);
+    let nanos = DataType::Timestamp(TimeUnit::Nanosecond, None);
+    let schema = Arc::new(Schema::new(vec![Field::new("at", nanos, true)]));
+    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(times)])?;
+    let run = SinkRun {
+        job: JOB.to_owned(),
+        query: 0,
+        generation: 1,
+        epoch: 0,
+    };
+    let master = sink.stream(&schema, OutputMode::Append, &run).await?;
+    master.begin().await?;
+    let rows = futures::stream::iter([Ok(batch)]);
+    let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
+    assert_eq!(master.commit(0, rows).await?, 1);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder.path())? {
+        let path = entry?.path();
+        if path.is_file() {
+            let file = std::fs::File::open(path)?;
+            for batch in ParquetRecordBatchReaderBuilder::try_new(file)?.build()? {
+                let batch = batch?;
+                let times = batch.column(0).as_primitive::<TimestampMicrosecondType>();
+                found.extend_from_slice(times.values());
+            }
+        }
+    }
+    assert_eq!(found, [1_700_000_000_123_456]);
+    Ok(())
+}
+
 async fn read_file(path: &Path) -> Vec<i64> {
     let text = tokio::fs::read_to_string(path).await.unwrap();
     assert_eq!(text.matches("value,name").count(), 1, "{text}");

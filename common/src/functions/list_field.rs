@@ -3,6 +3,7 @@
 //! JSON is full of lists of objects of which one field is wanted, and to take them apart by `unnest` and put them together
 //! again by an aggregate would cost a stream a state.
 
+use crate::sql_types::sql_type;
 use arrow::array::{Array, ArrayRef, AsArray, GenericListArray, OffsetSizeTrait, StructArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, FieldRef};
@@ -43,13 +44,13 @@ impl ScalarUDFImpl for ListField {
         let (DataType::List(item) | DataType::LargeList(item)) = list.data_type() else {
             return plan_err!(
                 "list_field takes a list of structs, not {}",
-                list.data_type()
+                sql_type(list.data_type())
             );
         };
         let DataType::Struct(fields) = item.data_type() else {
             return plan_err!(
                 "list_field takes a list of structs, not of {}",
-                item.data_type()
+                sql_type(item.data_type())
             );
         };
         let Some((_, field)) = fields.find(name) else {

@@ -4,6 +4,7 @@
 //! window holds all or nothing: rows are first aggregated by pane, then each pane goes into every window that holds it.
 
 use crate::error::{Error, Result};
+use crate::sql_types::sql_type;
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray};
 use arrow::compute::kernels::cast_utils::parse_interval_month_day_nano;
 use arrow::datatypes::{
@@ -292,7 +293,8 @@ impl Scale {
             DataType::Timestamp(TimeUnit::Nanosecond, _) => (1, 1_000_000),
             other => {
                 return Err(Error::invalid(format!(
-                    "a window's time must be a timestamp, not {other}: write CAST(... AS TIMESTAMP), or to_timestamp_millis(...) for a number"
+                    "a window's time must be a timestamp, not {}: write CAST(... AS TIMESTAMP), or to_timestamp_millis(...) for a number",
+                    sql_type(other)
                 )));
             }
         };
@@ -368,7 +370,7 @@ fn length(value: &ScalarValue, what: &str) -> Result<(Unit, i64)> {
                 .map_err(|_| wrong(&format!("is '{text}', which is no interval")))?;
             (v.months, v.days, v.nanoseconds)
         }
-        other => return Err(wrong(&format!("is a {}", other.data_type()))),
+        other => return Err(wrong(&format!("is a {}", sql_type(&other.data_type())))),
     };
     match (months, days, nanos) {
         (months, 0, 0) if months != 0 => Ok((Unit::Months, months.into())),

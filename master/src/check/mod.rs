@@ -9,6 +9,7 @@ pub(crate) mod walk;
 
 use crate::Shared;
 use crate::check::walk::{Checked, Walk};
+use crate::jobs::model::JobKind;
 use crate::plan::{Planner, Purpose, Query, purpose, statements};
 use crate::stream::plan::PlannedInsert;
 use datafusion::catalog::TableProvider;
@@ -32,6 +33,16 @@ const MAX_TEXT: usize = 4_096;
 /// After so long the statements that are left are not looked at.
 const DEADLINE: Duration = Duration::from_secs(90);
 
+/// Settings that only a streaming job looks at.
+const OF_STREAMS: [&str; 6] = [
+    "essaim.trigger",
+    "essaim.output_mode",
+    "essaim.table_refresh",
+    "essaim.state_ttl",
+    "essaim.max_state_bytes",
+    "essaim.max_epoch_attempts",
+];
+
 /// How long a first worker is waited for.
 const ARRIVAL: Duration = Duration::from_secs(2);
 
@@ -48,6 +59,7 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> v1::CheckResponse 
         declared: HashMap::new(),
         broken: HashMap::new(),
         looked_at: Vec::new(),
+        set: HashMap::new(),
     };
     check.surroundings().await;
     let statements = match statements(sql) {
@@ -73,11 +85,18 @@ pub(crate) async fn check(shared: &Arc<Shared>, sql: &str) -> v1::CheckResponse 
         };
         is_whole &= check.statement(&mut walk, place, statement).await;
     }
-    if is_whole && let Err(error) = walk.kind() {
-        check.add((0, 0), Finding::from(&error));
+    let kind = match is_whole.then(|| walk.kind()).transpose() {
+        Ok(kind) => kind,
+        Err(error) => {
+            check.add((0, 0), Finding::from(&error));
+            None
+        }
+    };
+    if kind == Some(JobKind::Batch) {
+        check.idle_settings(walk.planner.changed_settings());
     }
     walk.end().await;
-    check.answer(count)
+    check.answer(count, kind)
 }
 
 /// The findings so far, and what the statements so far have declared.
@@ -92,6 +111,8 @@ struct Check {
     broken: HashMap<TableReference, Place>,
     /// Tables whose source has been asked.
     looked_at: Vec<TableReference>,
+    /// Where each setting is SET.
+    set: HashMap<String, Place>,
 }
 
 impl Check {
@@ -172,6 +193,9 @@ impl Check {
                     self.broken.remove(&name);
                     self.declared.insert(name, place);
                 }
+                for name in walk.planner.changed_settings().keys() {
+                    self.set.entry(name.clone()).or_insert(place);
+                }
             }
             Ok(Checked::Later(table)) => self.add(
                 place,
@@ -184,6 +208,19 @@ impl Check {
             Ok(Checked::Stream(query, planned)) => self.stream(place, &query, &planned).await,
         }
         true
+    }
+
+    /// Settings of streaming jobs in a job that is none.
+    fn idle_settings(&mut self, changed: &HashMap<String, String>) {
+        let mut idle: Vec<(String, Place)> = self.set.drain().collect();
+        idle.retain(|(name, _)| OF_STREAMS.contains(&name.as_str()) && changed.contains_key(name));
+        for (name, place) in idle {
+            let what = format!(
+                "this is a batch job, as no INSERT reads an UNBOUNDED table, and {name} does nothing"
+            );
+            let advice = "write CREATE UNBOUNDED EXTERNAL TABLE for what is to be read on and on, or leave the SET out";
+            self.add(place, Finding::warning(what, advice));
+        }
     }
 
     async fn batch(&mut self, place: Place, query: &Query) {
@@ -228,7 +265,7 @@ impl Check {
                 Finding::warning(
                     format!(
                         "nothing closes the groups of {}, so the state grows with every new one, up to essaim.max_state_bytes",
-                        operator.meaning
+                        operator.shown
                     ),
                     "group by window(…) over a table with event_time, or SET essaim.state_ttl",
                 ),
@@ -298,7 +335,7 @@ impl Check {
         }
     }
 
-    fn answer(self, statements: u32) -> v1::CheckResponse {
+    fn answer(self, statements: u32, kind: Option<JobKind>) -> v1::CheckResponse {
         let found = self.found.into_iter();
         let mut found: Vec<(Place, Finding)> = found
             .flat_map(|(place, found)| found.into_iter().map(move |finding| (place, finding)))
@@ -322,6 +359,7 @@ impl Check {
             findings: findings.collect(),
             estimates: self.estimates,
             statements,
+            streaming: kind.map(|kind| kind == JobKind::Streaming),
         }
     }
 }

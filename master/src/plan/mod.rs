@@ -2,7 +2,9 @@
 //!
 //! Planning takes DataFusion's `LogicalPlan`, wherever it came from; SQL is only one front end.
 
+mod codecs;
 pub mod cut;
+mod describe;
 pub mod exchange;
 pub mod explain;
 pub(crate) mod shape;
@@ -297,7 +299,10 @@ impl Planner {
             let query = Box::pin(self.query(inner)).await?;
             return explain::explain(self, query, verbose).await;
         }
-        let logical = self.logical(statement).await?;
+        let logical = match self.logical(statement).await? {
+            LogicalPlan::DescribeTable(table) => describe::rows(table)?,
+            logical => logical,
+        };
         self.plan(logical).await
     }
 
@@ -395,6 +400,7 @@ impl Planner {
 
     async fn logical(&self, mut statement: Statement) -> Result<LogicalPlan> {
         windows::rewrite::rewrite(&mut statement)?;
+        codecs::check(&statement)?;
         let plan = self.ctx.state().statement_to_plan(statement).await;
         let plan = plan.map_err(windows::without_window)?;
         size::check(&plan)?;

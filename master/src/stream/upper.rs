@@ -3,6 +3,7 @@
 
 mod joins;
 mod shape;
+mod shown;
 
 use crate::plan::cut::rebuild;
 use crate::plan::stage::{Stage, StageInputExec};
@@ -50,6 +51,8 @@ pub struct Operator {
     pub id: String,
     /// What its state means: a job whose operators say something else cannot go on with it.
     pub meaning: String,
+    /// What it keeps, for people: as it was written in SQL, as far as the plan still tells.
+    pub shown: String,
     /// Whether nothing ever closes what it keeps, so that its state grows with every new key.
     pub grows: bool,
 }
@@ -266,6 +269,7 @@ impl<'a> UpperBuilder<'a> {
         self.operators.push(Operator {
             id: op.clone(),
             meaning: meaning(aggregate),
+            shown: shown::aggregate(aggregate, dedup.is_some()),
             grows: self.grows(aggregate, dedup.as_ref(), times.is_some()),
         });
         if let Some(dedup) = dedup {

@@ -18,19 +18,25 @@ fn bad() -> Vec<(Vec<u8>, &'static str)> {
             b"{\"n\":99999999999999999999999}".to_vec(),
             "99999999999999999999999",
         ),
-        (b"{\"n\":\"many\"}".to_vec(), "'n'"),
-        (b"{\"n\":true}".to_vec(), "'n'"),
-        (b"{\"s\":{\"x\":1}}".to_vec(), "'s'"),
-        (b"{\"o\":[1]}".to_vec(), "'o'"),
+        (
+            b"{\"n\":\"many\"}".to_vec(),
+            "column n is INT, and the message has \"many\"",
+        ),
+        (b"{\"n\":true}".to_vec(), "column n is INT"),
+        (b"{\"s\":{\"x\":1}}".to_vec(), "column s is VARCHAR"),
+        (b"{\"o\":[1]}".to_vec(), "column o is STRUCT<a BIGINT>"),
         (b"{\"at\":\"yesterday\"}".to_vec(), "column at"),
         (b"{\"s\":\"\xff\xfe\"}".to_vec(), "UTF-8"),
         (b"{\"s\":\"caf\xc3\"}".to_vec(), "UTF-8"),
         (b"".to_vec(), "the message is empty"),
         (b" \n".to_vec(), "the message is empty"),
-        (b"[{\"n\":1}]".to_vec(), "expected {"),
+        (b"[{\"n\":1}]".to_vec(), "no JSON object"),
         (b"17".to_vec(), "ends too early"),
-        (b"\"text\"".to_vec(), "expected {"),
-        (b"null".to_vec(), "expected {"),
+        (
+            b"\"text\"".to_vec(),
+            "the message is \"text\", and no JSON object",
+        ),
+        (b"null".to_vec(), "no JSON object"),
         (b"{\"n\":1}{\"n\":2}".to_vec(), "more than one JSON value"),
         (b"{\"n\":1}\n{\"n\":2".to_vec(), "ends too early"),
     ]
@@ -204,6 +210,17 @@ async fn a_column_that_is_not_null_makes_a_record_without_it_bad() {
     assert_eq!(
         rows(&ctx, "SELECT n FROM t").await.unwrap(),
         [json!({"n":1})]
+    );
+    let strict = session();
+    declare(&strict, "n INT NOT NULL", &topic, "")
+        .await
+        .unwrap();
+    let error = error(&strict, "SELECT n FROM t").await;
+    assert!(
+        error.contains(
+            "offset 1: the record does not decode: column n is missing or null, and NOT NULL"
+        ),
+        "{error}"
     );
 }
 

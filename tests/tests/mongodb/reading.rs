@@ -51,14 +51,14 @@ async fn columns_that_are_not_declared_come_from_a_sample() -> Result<()> {
         })
         .collect();
     let expected = [
-        ("_id", "Utf8View"),
-        ("city", "Utf8View"),
-        ("n", "Int32"),
-        ("big", "Int64"),
-        ("t", "Float64"),
-        ("rain", "Boolean"),
-        ("at", "Timestamp(ms)"),
-        ("raw", "Binary"),
+        ("_id", "VARCHAR"),
+        ("city", "VARCHAR"),
+        ("n", "INT"),
+        ("big", "BIGINT"),
+        ("t", "DOUBLE"),
+        ("rain", "BOOLEAN"),
+        ("at", "TIMESTAMP(3)"),
+        ("raw", "BYTEA"),
     ];
     for (column, (name, data_type)) in columns.iter().zip(expected) {
         assert_eq!((column.0.as_str(), column.1.as_str()), (name, data_type));

@@ -214,6 +214,37 @@ async fn values_without_a_place_in_arrow_name_their_column_and_a_way_out() {
 }
 
 #[tokio::test]
+async fn a_time_beyond_nanoseconds_names_its_column_and_the_type_that_holds_it() {
+    let mut place = Place::new().await;
+    place
+        .run("CREATE TABLE prices AS SELECT 1 AS k, '9999-12-31'::timestamp AS valid_to")
+        .await;
+    let session = sql_session();
+    query(
+        &session,
+        &place.declare("prices", "(k INT, valid_to TIMESTAMP)", ""),
+    )
+    .await
+    .unwrap();
+    let error = refused(&session, "SELECT k, valid_to FROM prices").await;
+    assert!(
+        error.contains("column valid_to: a time does not fit")
+            && error.contains("declare or CAST it as TIMESTAMP(6)"),
+        "{error}"
+    );
+    let session = sql_session();
+    query(
+        &session,
+        &place.declare("prices", "(k INT, valid_to TIMESTAMP(6))", ""),
+    )
+    .await
+    .unwrap();
+    let found = shown(&session, "SELECT k, valid_to FROM prices").await;
+    assert!(found.contains("9999-12-31"), "{found}");
+    place.drop().await;
+}
+
+#[tokio::test]
 async fn declared_columns_are_checked_and_cast() {
     let mut place = Place::new().await;
     place
@@ -238,5 +269,9 @@ async fn declared_columns_are_checked_and_cast() {
     );
     let error = refused(&session, &place.declare("few", "(a BYTEA)", "")).await;
     assert!(error.contains("column a of"), "{error}");
+    assert!(
+        error.contains("which cannot be read as BYTEA: declare it INT, or"),
+        "{error}"
+    );
     place.drop().await;
 }

@@ -11,6 +11,7 @@
 
 mod committer;
 mod epoch_log;
+mod micros;
 mod single;
 mod stream;
 mod writer;
@@ -22,6 +23,7 @@ use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::{Error, Result};
 use crate::object_stores;
 use crate::options::Options;
+use crate::sql_types::sql_type;
 use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
@@ -214,7 +216,7 @@ impl FileSink {
                 return Err(Error::invalid(format!(
                     "CSV cannot hold column {} of type {}: use STORED AS PARQUET or JSON, or take its fields apart",
                     field.name(),
-                    field.data_type()
+                    sql_type(field.data_type())
                 )));
             }
         }

@@ -1,5 +1,6 @@
 //! The sink writer of files: one staged file for the rows of one task attempt, none if there are no rows.
 
+use super::micros;
 use super::{Format, Layout};
 use crate::connector::{Part, SinkWriter};
 use crate::error::{Error, Result};
@@ -130,7 +131,10 @@ impl SinkWriter for FileWriter {
 
 /// An open file of one of the formats.
 enum Encoder {
-    Parquet(Box<AsyncArrowWriter<Output>>),
+    Parquet {
+        writer: Box<AsyncArrowWriter<Output>>,
+        schema: SchemaRef,
+    },
     Text {
         output: Output,
         layout: Layout,
@@ -158,11 +162,11 @@ impl Encoder {
                 .build();
             let output: Output = Box::new(buffer);
             // Metadata of where a column came from is of no use in a file.
-            let fields = schema.fields().clone();
-            let schema = Arc::new(Schema::new(fields));
-            let writer = AsyncArrowWriter::try_new(output, schema, Some(properties))
+            let schema = Arc::new(Schema::new(micros::fields(schema.fields())));
+            let writer = AsyncArrowWriter::try_new(output, Arc::clone(&schema), Some(properties))
                 .map_err(parquet_error)?;
-            return Ok(Self::Parquet(Box::new(writer)));
+            let writer = Box::new(writer);
+            return Ok(Self::Parquet { writer, schema });
         }
         Ok(Self::Text {
             output: layout.text_compression()?.convert_async_writer(buffer)?,
@@ -174,8 +178,10 @@ impl Encoder {
 
     async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         match self {
-            Self::Parquet(writer) => {
-                writer.write(batch).await.map_err(parquet_error)?;
+            Self::Parquet { writer, schema } => {
+                let batch = micros::batch(batch, schema)
+                    .map_err(|e| Error::data(format!("writing Parquet: {e}")))?;
+                writer.write(&batch).await.map_err(parquet_error)?;
                 if writer.in_progress_size() > ROW_GROUP_BYTES {
                     writer.flush().await.map_err(parquet_error)?;
                 }
@@ -210,7 +216,7 @@ impl Encoder {
                 .await?;
         }
         match self {
-            Self::Parquet(writer) => writer.close().await.map(drop).map_err(parquet_error),
+            Self::Parquet { writer, .. } => writer.close().await.map(drop).map_err(parquet_error),
             Self::Text {
                 mut output, path, ..
             } => output

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::sources::kafka::METADATA_COLUMNS;
+use crate::sql_types::sql_type;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, SchemaRef};
@@ -68,7 +69,7 @@ impl RowEncoder {
                 Error::invalid(format!(
                     "column {} has the type {}, which JSON cannot hold: cast it to VARCHAR",
                     field.name(),
-                    field.data_type()
+                    sql_type(field.data_type())
                 ))
             })?;
         }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::sources::mongodb::is_field_name;
+use crate::sql_types::sql_type;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{
@@ -71,12 +72,14 @@ fn check_type(name: &str, data_type: &DataType) -> Result<()> {
         | DataType::Date64 => Ok(()),
         DataType::Decimal128(precision, _) if *precision <= DECIMAL_DIGITS => Ok(()),
         DataType::Decimal128(..) | DataType::Decimal256(..) => Err(Error::invalid(format!(
-            "column {name} is {data_type}, and MongoDB's decimals have {DECIMAL_DIGITS} digits: CAST it to \
-             DECIMAL({DECIMAL_DIGITS}, s), DOUBLE or VARCHAR"
+            "column {name} is {}, and MongoDB's decimals have {DECIMAL_DIGITS} digits: CAST it to \
+             DECIMAL({DECIMAL_DIGITS}, s), DOUBLE or VARCHAR",
+            sql_type(data_type)
         ))),
         other if other.is_integer() => Ok(()),
         other => Err(Error::invalid(format!(
-            "column {name} is {other}, which BSON has no values for: CAST it to VARCHAR"
+            "column {name} is {}, which BSON has no values for: CAST it to VARCHAR",
+            sql_type(other)
         ))),
     }
 }

@@ -4,6 +4,7 @@ use super::{Mode, MongoSink, encode};
 use crate::error::{Error, Result};
 use crate::sources::mongodb::client::{Connected, SCAN, STATEMENT};
 use crate::sources::mongodb::refusal::{check_writes, driver_error, duplicates};
+use crate::sql_types::sql_type;
 use arrow::datatypes::{DataType, SchemaRef};
 use futures::TryStreamExt;
 use mongodb::IndexModel;
@@ -100,7 +101,7 @@ impl Target {
             if field.data_type().is_nested() || *field.data_type() == DataType::Null {
                 return Err(Error::invalid(format!(
                     "the key column {column} is {}: a key is made of single values",
-                    field.data_type()
+                    sql_type(field.data_type())
                 )));
             }
         }

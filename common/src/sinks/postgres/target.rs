@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sources::postgres::catalog::{self, Relation, TableName};
 use crate::sources::postgres::client::{Client, STATEMENT, quote};
 use crate::sources::postgres::types::Kind;
+use crate::sql_types::sql_type;
 use arrow::datatypes::SchemaRef;
 use sqlx::Row;
 use sqlx::postgres::PgArguments;
@@ -305,8 +306,8 @@ fn existing_columns(relation: &Relation, input: &SchemaRef) -> Result<Vec<Target
                 return Err(wrong(format!(
                     "is {}, which does not take {}: CAST it to {}",
                     column.kind.sql(),
-                    field.data_type(),
-                    column.kind.arrow()
+                    sql_type(field.data_type()),
+                    sql_type(&column.kind.arrow())
                 )));
             }
             Ok(TargetColumn {

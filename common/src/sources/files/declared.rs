@@ -17,6 +17,7 @@ use crate::scan::project_schema;
 use crate::sinks::files::{FileSink, Format, Layout};
 use crate::sources::kafka::decode::JsonDecoder;
 use crate::sources::kafka::timestamps::EpochUnit;
+use crate::sql_types::sql_type;
 use crate::stream::StreamOptions;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl Declared {
                 return Err(options.error(format!(
                     "column {} has the type {}, which CSV cannot hold",
                     field.name(),
-                    field.data_type()
+                    sql_type(field.data_type())
                 )));
             }
         }

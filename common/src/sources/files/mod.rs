@@ -188,12 +188,8 @@ impl FileTableFactory {
         let spec = spec(command, location).map_err(|e| of_table(name, e))?;
         let table = declared::table(self.0, spec, sink).await;
         let table = table.map_err(|e| of_table(name, e))?;
-        Ok(Arc::new(Table::new(
-            name.to_owned(),
-            NAME,
-            command.unbounded,
-            table,
-        )))
+        let table = Table::new(name.to_owned(), NAME, command.unbounded, table);
+        Ok(Arc::new(table.declared_by(command)))
     }
 
     async fn listing(

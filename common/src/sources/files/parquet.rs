@@ -1,12 +1,13 @@
 //! A Parquet file, read by the columns that are wanted and brought to the table's types.
 
 use super::file::{FileVersion, Storage};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, of_cast};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::CastOptions;
 use arrow::datatypes::{Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use datafusion::common::nested_struct::cast_column;
+use datafusion::error::DataFusionError;
 use datafusion::parquet::arrow::arrow_reader::ArrowReaderOptions;
 use datafusion::parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStream};
 use datafusion::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
@@ -183,7 +184,10 @@ impl ParquetFile {
                 return Ok(Arc::clone(column));
             }
             cast_column(column, data_type, &options).map_err(|e| {
-                let e = Error::from(e);
+                let e = match e.find_root() {
+                    DataFusionError::ArrowError(e, _) => of_cast(e, data_type),
+                    _ => Error::from(e),
+                };
                 let name = field.name();
                 Error::data(format!("{}: column {name}: {e}", self.url))
             })

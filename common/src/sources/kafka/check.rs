@@ -6,6 +6,7 @@ use super::offsets::{OffsetRange, OffsetSpec};
 use super::reader::{Format, KafkaReader, OnError, ReaderPlan, split_of};
 use super::records::METADATA_COLUMNS;
 use super::source::KafkaSource;
+use crate::bad_records::BadRecords;
 use crate::check::Finding;
 use crate::connector::SplitReader;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +16,7 @@ use arrow::array::{Array, RecordBatch};
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::prelude::SessionConfig;
+use essaim_proto::v1;
 use futures::TryStreamExt;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::FromClientConfigAndContext;
@@ -177,13 +179,16 @@ async fn sample(source: &KafkaSource) -> Result<Vec<Finding>> {
     let reader = KafkaReader {
         schema: project_schema(&source.schema, &declared)?,
         plan: ReaderPlan {
-            // Nothing is put aside by a check.
-            on_error: OnError::Fail,
+            // Nothing is put aside by a check, and a bad record hides no other.
+            on_error: OnError::Skip,
             dead_letters: None,
             ..source.reader.clone()
         },
     };
-    let config = SessionConfig::new().with_extension(Arc::new(Warm::default()));
+    let noted = Arc::new(BadRecords::default());
+    let config = SessionConfig::new()
+        .with_extension(Arc::new(Warm::default()))
+        .with_extension(Arc::clone(&noted));
     let ctx = Arc::new(TaskContext::default().with_session_config(config));
     let metrics = ExecutionPlanMetricsSet::new();
     let mut batches: Vec<RecordBatch> = Vec::new();
@@ -194,29 +199,40 @@ async fn sample(source: &KafkaSource) -> Result<Vec<Finding>> {
         };
         let rows = reader.read(&split_of(&newest)?, 0, &ctx, &metrics)?;
         let rows: std::result::Result<Vec<RecordBatch>, _> = rows.try_collect().await;
-        match rows.map_err(Error::from) {
-            Ok(rows) => batches.extend(rows),
-            Err(error) if error.kind() == ErrorKind::Data => {
-                return Ok(vec![bad_record(source.reader.on_error, &error)]);
-            }
-            Err(error) => return Err(error),
-        }
+        batches.extend(rows.map_err(Error::from)?);
     }
-    Ok(unused(&reader, &batches).into_iter().collect())
+    let skipped = metrics
+        .clone_inner()
+        .sum_by_name("records_skipped")
+        .map_or(0, |skipped| skipped.as_usize());
+    let bad = bad_records(source.reader.on_error, &noted.noted(), skipped);
+    Ok(bad.into_iter().chain(unused(&reader, &batches)).collect())
 }
 
-fn bad_record(on_error: OnError, error: &Error) -> Finding {
-    match on_error {
-        OnError::Fail => Finding::error(format!("among the newest records: {error}"), ""),
-        OnError::Skip => Finding::warning(
-            format!("among the newest records, and would be skipped: {error}"),
-            "",
+/// What the first record that is no row is refused for, and what becomes of such records.
+fn bad_records(on_error: OnError, noted: &[v1::BadRecord], bad: usize) -> Option<Finding> {
+    let first = noted.first()?;
+    let what = format!(
+        "{bad} of the newest records {}: {}[{}] offset {}: the record does not decode: {}",
+        match on_error {
+            OnError::Fail => "would end the job",
+            OnError::Skip => "would be skipped",
+            OnError::DeadLetter => "would go to the dead letters",
+        },
+        first.topic,
+        first.partition,
+        first.offset,
+        first.reason
+    );
+    Some(match on_error {
+        OnError::Fail => Finding::error(
+            what,
+            "correct the columns, or set on_error 'skip' or 'dead_letter'",
         ),
-        OnError::DeadLetter => Finding::warning(
-            format!("among the newest records, and would be a dead letter: {error}"),
-            "",
-        ),
-    }
+        OnError::Skip | OnError::DeadLetter => {
+            Finding::warning(what, "correct the columns if such records are to be rows")
+        }
+    })
 }
 
 /// Columns that no record fills.
@@ -238,7 +254,7 @@ fn unused(reader: &KafkaReader, batches: &[RecordBatch]) -> Option<Finding> {
                 "none of the {rows} newest records has a value for {}",
                 empty.join(", ")
             ),
-            "compare the names with those in the messages: upper and lower case differ",
+            "compare the names with those in the messages: upper and lower case differ, and a name without quotes is folded to lower case",
         )
     })
 }

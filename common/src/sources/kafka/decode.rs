@@ -1,13 +1,16 @@
 //! JSON records to Arrow, a whole batch at once; a bad record is found and set apart, never its batch.
 
 pub use super::records::Slices;
+use super::refused::{column_of, explained, is_explained, missing};
 use super::timestamps::{EpochUnit, convert, decoded_field, text};
 use crate::error::{Error, Result};
-use arrow::array::{RecordBatch, RecordBatchOptions};
+use crate::sql_types::sql_type;
+use arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{Fields, Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The rows of a batch's good records, and why the others are bad.
@@ -100,11 +103,13 @@ impl JsonDecoder {
                     Error::invalid(format!(
                         "column {} has the type {}, which JSON cannot hold: declare VARCHAR and cast it",
                         field.name(),
-                        field.data_type()
+                        sql_type(field.data_type())
                     ))
                 })?;
         }
-        let decoded: Fields = schema.fields().iter().map(decoded_field).collect();
+        // What NOT NULL asks for is looked at here: the decoder does not name the column.
+        let nullable = |field| decoded_field(field).as_ref().clone().with_nullable(true);
+        let decoded: Vec<Field> = schema.fields().iter().map(nullable).collect();
         Ok(Self {
             schema,
             decoded: Schema::new(decoded).into(),
@@ -134,10 +139,8 @@ impl JsonDecoder {
         let somewhere = |e| Failure::Somewhere(text(&e));
         let mut decoder = match self.decoder.take() {
             Some(decoder) => decoder,
-            None => ReaderBuilder::new(self.decoded.clone())
+            None => coerced(ReaderBuilder::new(self.decoded.clone()))
                 .with_batch_size(self.batch_size)
-                // A number or a boolean in a text's place is its text, as in Spark.
-                .with_coerce_primitive(true)
                 .build_decoder()
                 .map_err(somewhere)?,
         };
@@ -145,7 +148,7 @@ impl JsonDecoder {
             let record = records.get(index).unwrap_or(b"{}");
             let read = decoder
                 .decode(record)
-                .map_err(|e| Failure::At(index, text(&e)))?;
+                .map_err(|e| Failure::At(index, explained(&self.schema, &text(&e))))?;
             // The decoder takes any sequence of values: each record must add exactly one, whole.
             if decoder.has_partial_record() {
                 return Err(Failure::At(index, "the JSON ends too early".to_owned()));
@@ -163,7 +166,7 @@ impl JsonDecoder {
         }
         let decoded = decoder
             .flush()
-            .map_err(somewhere)?
+            .map_err(|e| Failure::Somewhere(self.refused(records, start..end, &text(&e))))?
             .ok_or_else(|| Failure::Somewhere("no row came out".to_owned()))?;
         self.decoder = Some(decoder);
         let columns = decoded
@@ -176,7 +179,27 @@ impl JsonDecoder {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
+        for (column, field) in columns.iter().zip(self.schema.fields()) {
+            if !field.is_nullable() && column.null_count() > 0 {
+                return Err(Failure::Somewhere(missing(field, records.get(start))));
+            }
+        }
         let options = RecordBatchOptions::new().with_row_count(Some(decoded.num_rows()));
         RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).map_err(somewhere)
     }
+
+    /// Why the records of a range did not become rows. Only that of a single one is ever shown.
+    fn refused(&self, records: &Slices, range: Range<usize>, said: &str) -> String {
+        let reason = explained(&self.schema, said);
+        if range.len() > 1 || is_explained(&reason) {
+            return reason;
+        }
+        let record = records.get(range.start).unwrap_or(b"{}");
+        column_of(&self.schema, record, coerced).unwrap_or(reason)
+    }
+}
+
+/// A number or a boolean in a text's place is its text, as in Spark.
+fn coerced(builder: ReaderBuilder) -> ReaderBuilder {
+    builder.with_coerce_primitive(true)
 }

@@ -13,6 +13,7 @@ mod pool;
 mod reader;
 mod records;
 mod refusal;
+mod refused;
 mod settings;
 pub mod source;
 mod stream;
@@ -187,7 +188,7 @@ fn schema(
     let mut fields: Vec<Arc<Field>> = match (format, declared) {
         (Format::Raw, Some(_)) => {
             return Err(options.error(
-                "format 'raw' has the columns key and value, both BINARY: leave the columns out",
+                "format 'raw' has the columns key and value, both BYTEA: leave the columns out",
             ));
         }
         (Format::Raw, None) => vec![

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::options::Options;
+use crate::sql_types::{beyond, sql_type};
 use arrow::array::timezone::Tz;
 use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeListArray, LargeListArray, ListArray, MapArray,
@@ -142,8 +143,9 @@ pub fn convert(array: &ArrayRef, to: &DataType, unit: EpochUnit) -> Result<Array
         }
         other => {
             return Err(ArrowError::SchemaError(format!(
-                "{} cannot become {other}",
-                array.data_type()
+                "{} cannot become {}",
+                sql_type(array.data_type()),
+                sql_type(other)
             )));
         }
     })
@@ -210,7 +212,8 @@ fn parse<T: ArrowTimestampType>(
             i64::try_from(nanos.div_euclid(per_unit))
                 .map(Some)
                 .map_err(|_| {
-                    ArrowError::JsonError(format!("the time {text} does not fit into {data_type}"))
+                    let advice = beyond(T::UNIT).unwrap_or("no TIMESTAMP reaches so far");
+                    ArrowError::JsonError(format!("the time {text} does not fit: {advice}"))
                 })
         })
         .collect::<Result<Vec<Option<i64>>, ArrowError>>()?;

@@ -2,6 +2,7 @@
 
 use super::cells::{Cell, array};
 use crate::error::{Error, Result};
+use crate::sql_types::sql_type;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Decimal128Type, DecimalType, SchemaRef, TimeUnit};
 use mongodb::bson::spec::BinarySubtype;
@@ -145,7 +146,13 @@ fn cell(value: RawBsonRef<'_>, data_type: &DataType) -> Result<Cell, Conflict> {
     if matches!(value, RawBsonRef::Null) {
         return Ok(Cell::Null);
     }
-    let misfit = || Conflict::new(format!("{} is no {data_type}", described(value)));
+    let misfit = || {
+        Conflict::new(format!(
+            "{} is no {}",
+            described(value),
+            sql_type(data_type)
+        ))
+    };
     match data_type {
         DataType::Boolean => value.as_bool().map(Cell::Bool).ok_or_else(misfit),
         data_type if data_type.is_integer() => whole(value, data_type).ok_or_else(misfit),
@@ -406,7 +413,7 @@ mod tests {
         let bad = decoder.push(&raw(doc! { "a": 1, "b": [{ "n": 1 }, { "n": "two" }] }));
         let bad = bad.unwrap_err();
         assert_eq!(bad.path, "b[1].n");
-        assert_eq!(bad.reason, "the string two is no Int32");
+        assert_eq!(bad.reason, "the string two is no INT");
         for document in [
             doc! { "a": 1.5 },
             doc! { "a": null },

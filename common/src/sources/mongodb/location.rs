@@ -24,7 +24,7 @@ pub fn check(location: &Secret) -> Result<Place> {
     // The parser's own message could quote a part of the password.
     let wrong = |why: &str| {
         Error::invalid(format!(
-            "the LOCATION of a MONGODB table is 'mongodb://user:password@host:port/database?parameters'{why}; \
+            "the LOCATION of a MONGODB table is 'mongodb://HOST:PORT/DATABASE?parameters'{why}, with USER:PASSWORD@ before HOST for a login; \
              characters such as @ / : % within the password are written %40 %2F %3A %25"
         ))
     };
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_wrong_location_says_what_is_missing_and_shows_no_password() {
         for (location, part) in [
-            ("postgres://u:hunter2@h/db", "mongodb://user:password@"),
+            ("postgres://u:hunter2@h/db", "mongodb://HOST:PORT/DATABASE"),
             ("mongodb://u:hunter2@h", "names no database"),
             (
                 "mongodb://u:hunter2@h/?authSource=admin",

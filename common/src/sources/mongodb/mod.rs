@@ -21,6 +21,7 @@ use crate::connector::{Connector, ConnectorTable, SinkWriter, SplitReader, Table
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::sinks::mongodb::{Mode, MongoSink, writer::Writer};
+use crate::sql_types::sql_type;
 use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use client::{Connected, Database, SCAN};
@@ -185,7 +186,10 @@ fn check_columns(declared: &SchemaRef, options: &Options) -> Result<()> {
                 DataType::Map(..) => "declare a STRUCT with its fields, or VARCHAR for its JSON",
                 _ => "declare another type, or VARCHAR, which holds the text of any value",
             };
-            return Err(options.error(format!("column {name} has the type {data_type}: {instead}")));
+            return Err(options.error(format!(
+                "column {name} has the type {}: {instead}",
+                sql_type(data_type)
+            )));
         }
     }
     Ok(())

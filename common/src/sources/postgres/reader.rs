@@ -6,7 +6,7 @@ use super::ranges::Range;
 use super::snapshot::adopt;
 use super::source::ReadColumn;
 use crate::connector::{Split, SplitReader};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, of_cast};
 use crate::scan::ScanMetrics;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::{CastOptions, cast_with_options};
@@ -211,8 +211,9 @@ impl Scan {
                     safe: false,
                     ..CastOptions::default()
                 };
-                cast_with_options(&column, field.data_type(), &options)
-                    .map_err(|e| Error::data(format!("column {}: {e}", field.name())))
+                cast_with_options(&column, field.data_type(), &options).map_err(|e| {
+                    of_cast(&e, field.data_type()).context(format!("column {}", field.name()))
+                })
             })
             .collect::<Result<Vec<ArrayRef>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));

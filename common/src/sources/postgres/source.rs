@@ -13,6 +13,7 @@ use crate::connector::{PlannedScan, ScanRequest, Source, Split};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::scan::project_schema;
+use crate::sql_types::sql_type;
 use arrow::compute::can_cast_types;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
@@ -72,10 +73,12 @@ impl ReadColumn {
         let bytes = wanted.is_binary() && !matches!(column.kind, Kind::Bytea);
         if comes != *wanted && (bytes || !can_cast_types(&comes, wanted)) {
             return Err(Error::invalid(format!(
-                "column {} of {} is {}, which cannot be read as {wanted}: declare it {comes}, or leave the columns out",
+                "column {} of {} is {}, which cannot be read as {}: declare it {}, or leave the columns out",
                 column.name,
                 relation.quoted(),
-                column.kind.sql()
+                column.kind.sql(),
+                sql_type(wanted),
+                sql_type(&comes)
             )));
         }
         Ok(Self {

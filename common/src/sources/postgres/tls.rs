@@ -35,7 +35,7 @@ const PARAMETERS: [&str; 17] = [
 /// What the driver takes for the certificate itself rather than its file.
 const PEM: &str = "-----BEGIN";
 
-/// How to connect to `postgres://user:password@host:port/database?parameters`.
+/// How to connect to `postgres://USER:PASSWORD@HOST:PORT/DATABASE?parameters`.
 ///
 /// # Errors
 /// A text of another form, an unknown parameter, a file that jobs may not read or that is not there, `sslrootcert` where
@@ -46,13 +46,18 @@ pub fn connect_options(location: &Secret) -> Result<PgConnectOptions> {
 
 fn options_for(location: &Secret, access: &Access) -> Result<PgConnectOptions> {
     // The parsers' own messages could quote a part of the password.
-    let wrong = || {
-        Error::invalid(
-            "the LOCATION of a POSTGRES table is 'postgres://user:password@host:port/database'; \
-             characters such as @ / : % within the password are written %40 %2F %3A %25",
-        )
-    };
     let text = location.expose();
+    let wrong = || {
+        let without = match text.starts_with("jdbc:") {
+            true => ", without jdbc: in front",
+            false => "",
+        };
+        // Not written as one URL: a filter for passwords would take the template's own.
+        Error::invalid(format!(
+            "the LOCATION of a POSTGRES table is 'postgres://HOST:PORT/DATABASE'{without}, with USER:PASSWORD@ before HOST for a login; \
+             characters such as @ / : % within the password are written %40 %2F %3A %25"
+        ))
+    };
     if !["postgres://", "postgresql://"]
         .iter()
         .any(|scheme| text.starts_with(scheme))

@@ -282,7 +282,7 @@ async fn what_cannot_be_a_window_is_named() {
         ("window(ts, '0 seconds')", "longer than 0"),
         ("window(ts, '1 minute', '2 minutes')", "the slide is longer"),
         ("window(ts, '1 month', '1 day')", "mix months with shorter"),
-        ("window(v, '1 minute')", "must be a timestamp, not Int64"),
+        ("window(v, '1 minute')", "must be a timestamp, not BIGINT"),
         ("window(ts, k)", "must be literals"),
         ("window(ts, 'often')", "which is no interval"),
         (

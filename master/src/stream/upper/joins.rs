@@ -69,6 +69,7 @@ impl UpperBuilder<'_> {
         };
         self.operators.push(Operator {
             id: options.op.clone(),
+            shown: meaning(join, &bound),
             meaning: meaning(join, &bound),
             // The bound frees its rows.
             grows: false,
