@@ -64,7 +64,8 @@ pub fn fill(text: &str, mut value: impl FnMut(&str) -> Result<String>) -> Result
 }
 
 /// A text with the passwords of its URLs (`scheme://user:password@`) and of its options
-/// (`password 'x'`, `password=x` and the like) replaced by `***`.
+/// (`password 'x'`, `password=x` and the like) replaced by `***`. A `${VAR}` that is not filled in is no secret, and
+/// stays.
 pub fn redact(text: &str) -> String {
     redact_options(&redact_urls(text))
 }
@@ -86,11 +87,11 @@ fn redact_urls(text: &str) -> String {
         match user_info {
             Some(at) => {
                 match from[..at].find(':') {
-                    Some(colon) => {
+                    Some(colon) if !is_variable(&from[colon + 1..at]) => {
                         shown.push_str(&from[..colon]);
                         shown.push_str(":***");
                     }
-                    None => shown.push_str(&from[..at]),
+                    _ => shown.push_str(&from[..at]),
                 }
                 rest = &from[at..];
             }
@@ -99,6 +100,14 @@ fn redact_urls(text: &str) -> String {
     }
     shown.push_str(rest);
     shown
+}
+
+/// Whether a value is one `${VAR}` and nothing else.
+fn is_variable(value: &str) -> bool {
+    let name = value.strip_prefix("${").and_then(|v| v.strip_suffix('}'));
+    name.is_some_and(|name| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    })
 }
 
 const SECRET_WORDS: [&str; 5] = ["password", "passwd", "secret", "token", "access_key"];
@@ -139,6 +148,10 @@ fn redact_options(text: &str) -> String {
         if !tail[..gap].contains(['=', '\'', '"']) || end == 0 {
             continue;
         }
+        if is_variable(&value[..end]) {
+            from += name_rest + gap + end;
+            continue;
+        }
         let value_start = from + name_rest + gap;
         shown.push_str(&text[done..value_start]);
         shown.push_str("***");
@@ -176,6 +189,23 @@ mod tests {
         assert_eq!(
             redact("the password is wrong for user 'a'"),
             "the password is wrong for user 'a'"
+        );
+    }
+
+    #[test]
+    fn a_variable_in_the_place_of_a_secret_is_shown_so_that_the_text_can_be_used_again() {
+        for text in [
+            "LOCATION 'postgres://app:${PGPASSWORD}@localhost/db'",
+            "OPTIONS ('sasl.password' '${KAFKA_PASSWORD}', format 'json')",
+            "host=h password=${PGPASSWORD} user=y",
+        ] {
+            assert_eq!(redact(text), text);
+        }
+        assert_eq!(redact("a://u:x${VAR}@h"), "a://u:***@h");
+        assert_eq!(redact("password='${VAR}x'"), "password='***'");
+        assert_eq!(
+            redact("token '${TOKEN}', secret 's'"),
+            "token '${TOKEN}', secret '***'"
         );
     }
 

@@ -155,6 +155,95 @@ async fn a_submitted_job_is_waited_for_listed_and_shown() -> Result<()> {
 }
 
 #[tokio::test]
+async fn queries_that_have_ended_are_listed_only_when_they_are_asked_for() -> Result<()> {
+    let database = Database::create().await?;
+    let cluster = shared().await?;
+    let endless = [
+        numbers("numbers", 1_000_000_000_000),
+        database.declare("target", "target", ", mode 'append'"),
+        "INSERT INTO target SELECT sum(value % 7) AS s FROM numbers".to_owned(),
+    ]
+    .concat();
+    let name = unique("runs");
+    let submitted = ["submit", "-", "--name", &name];
+    let submitted = essaim_reads(&cluster.url(), &submitted, &endless).await?;
+    let client = cluster.client().await?;
+    let id = submitted.out.trim();
+    client
+        .wait_until(id, |job| essaim_tests::client::tasks(job).0 > 0)
+        .await?;
+    let select = format!("{}SELECT count(*) FROM numbers", numbers("numbers", 3));
+    succeeds(&["sql", "-c", &select]).await?;
+
+    let listed = async |more: &[&str]| {
+        let arguments = [&["jobs", "--json"], more].concat();
+        let listed = succeeds(&arguments).await?.json()?;
+        let jobs = listed["jobs"].as_array().context("jobs")?;
+        let name = |job: &serde_json::Value| job["name"].as_str().map(str::to_owned);
+        let ended = jobs.iter().filter(|job| !job["ended_at"].is_null());
+        let has_query = ended.filter_map(name).any(|name| name == "query");
+        let runs = jobs.iter().any(|job| job["id"] == id);
+        anyhow::Ok((has_query, runs))
+    };
+    // The query was the last one; the job runs, and is in sight however old it is.
+    assert_eq!(listed(&["--limit", "10000"]).await?, (false, true));
+    assert_eq!(listed(&["--limit", "1"]).await?, (false, true));
+    assert_eq!(listed(&["--limit", "10000", "--all"]).await?, (true, true));
+    let has_query = async |asked: &str| {
+        let page = cluster.json(asked).await?;
+        let jobs = page["jobs"].as_array().context("jobs")?;
+        let is_ended_query =
+            |job: &serde_json::Value| job["name"] == "query" && job["state"] == "succeeded";
+        anyhow::Ok(jobs.iter().any(is_ended_query))
+    };
+    assert!(has_query("/api/v1/jobs?limit=1000").await?);
+    assert!(!has_query("/api/v1/jobs?limit=1000&queries=false").await?);
+    succeeds(&["cancel", &name]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_error_shows_the_line_and_its_column() -> Result<()> {
+    let refused = essaim(&["sql", "-c", "SELECT 1,\n  SELEC 2 3 FROM t"]).await?;
+    assert_eq!(refused.code, 4, "{refused:?}");
+    let end = "\nLINE 2:   SELEC 2 3 FROM t\n                ^\n";
+    assert!(refused.err.ends_with(end), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn sql_that_stands_alone_is_told_where_it_goes() -> Result<()> {
+    let bare = essaim(&["sql", "select 1"]).await?;
+    assert_eq!(bare.code, 2, "{bare:?}");
+    assert!(bare.err.contains("essaim sql -c"), "{bare:?}");
+    let file = job_file("SELECT 1").await?;
+    let file = file.to_string_lossy();
+    let bare = essaim(&["sql", &file]).await?;
+    assert_eq!(bare.code, 2, "{bare:?}");
+    let tip = format!("essaim sql -f {file}");
+    assert!(bare.err.contains(&tip), "{bare:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_setting_that_is_refused_is_named() -> Result<()> {
+    for (sql, named) in [
+        ("SET essaim.max_attempts = 'x'", "essaim.max_attempts = 'x'"),
+        ("SET TIME ZONE LOCAL", "SET TIME ZONE 'Europe/Berlin'"),
+    ] {
+        let refused = essaim(&["sql", "-c", sql]).await?;
+        assert_eq!(refused.code, 4, "{refused:?}");
+        assert!(refused.err.contains(named), "{refused:?}");
+        assert!(!refused.err.contains("caused by"), "{refused:?}");
+        assert!(!refused.err.contains("Span"), "{refused:?}");
+    }
+    let sql = "SET TIME ZONE '+02:00'; SHOW timezone";
+    let zone = succeeds(&["sql", "--format", "csv", "-c", sql]).await?;
+    assert!(zone.out.ends_with(",+02:00\n"), "{zone:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_job_that_fails_ends_submit_with_one() -> Result<()> {
     let database = Database::create().await?;
     database
