@@ -201,11 +201,11 @@ fn with_tip(mut error: clap::Error, cli: &Command, args: &[OsString]) -> clap::E
         .ok()
         .and_then(|m| m.subcommand_name().map(str::to_owned));
     let argument = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(argument)) if !argument.starts_with('-') => argument,
+        Some(ContextValue::String(argument)) if !argument.starts_with('-') => argument.clone(),
         _ => return error,
     };
     if let Some(name @ ("sql" | "local")) = subcommand.as_deref() {
-        let tip = match std::path::Path::new(argument).is_file() {
+        let tip = match std::path::Path::new(&argument).is_file() {
             true => format!("a file goes behind -f: essaim {name} -f {argument}"),
             false => format!("SQL goes behind -c, in quotes: essaim {name} -c \"SELECT 1\""),
         };

@@ -40,7 +40,7 @@ pub fn command(line: &str) -> Option<&str> {
     let bare = line.trim_end_matches(';').trim_end();
     let same = |word: &str| bare.eq_ignore_ascii_case(word);
     match line.starts_with('\\') {
-        true => Some(line),
+        true => Some(bare),
         false if same("quit") || same("exit") => Some("\\q"),
         false if same("help") => Some("\\?"),
         false => None,
@@ -58,7 +58,7 @@ impl Session {
         let (name, argument) = command
             .split_once(char::is_whitespace)
             .unwrap_or((command, ""));
-        match (name, argument.trim().trim_end_matches(';').trim_end()) {
+        match (name, argument.trim()) {
             ("\\q", _) => return Ok(Flow::Quit),
             ("\\?", _) => writeln!(out, "{HELP}")?,
             ("\\d", "") => self.list(&["table", "view"], out)?,
@@ -152,7 +152,12 @@ impl Session {
         };
         for (kind, name, sql) in std::iter::once(first).chain(shown) {
             let sql = printable(&redact(sql));
-            writeln!(out, "-- {kind} {}\n{sql};", printable(name))?;
+            // A comment at the end would take the semicolon in.
+            let end = match sql.lines().last() {
+                Some(last) if last.contains("--") => "\n;",
+                _ => ";",
+            };
+            writeln!(out, "-- {kind} {}\n{sql}{end}", printable(name))?;
         }
         Ok(())
     }

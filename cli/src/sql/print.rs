@@ -315,7 +315,7 @@ impl Record {
             let text = cell.as_deref().map(printable);
             let text = text.as_ref().unwrap_or(&self.null);
             for (index, line) in text.split('\n').enumerate() {
-                let name = if index == 0 { name } else { "" };
+                let name = if index == 0 { name.as_str() } else { "" };
                 let line = format!("{name:<width$} | {line}");
                 writeln!(out, "{}", line.trim_end())?;
             }
