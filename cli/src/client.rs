@@ -73,13 +73,23 @@ impl Failure {
 
     /// The same failure with the place it happened in front.
     pub fn at(mut self, place: &str) -> Self {
+        self.text().insert_str(0, &format!("{place}: "));
+        self
+    }
+
+    /// The same failure with more behind it.
+    pub fn with(mut self, more: &str) -> Self {
+        self.text().push_str(more);
+        self
+    }
+
+    fn text(&mut self) -> &mut String {
         let (Self::Failed(text)
         | Self::Usage(text)
         | Self::Unreachable(text)
         | Self::Refused(text)
-        | Self::Interrupted(text)) = &mut self;
-        *text = format!("{place}: {text}");
-        self
+        | Self::Interrupted(text)) = self;
+        text
     }
 }
 
@@ -218,7 +228,8 @@ pub async fn interruptible<T>(command: impl Future<Output = Result<T>>) -> Resul
     }
 }
 
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+/// What lies at the bottom of an error.
+pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
@@ -285,7 +296,10 @@ mod tests {
         let server = tokio::spawn(async move { drop(listener.accept().await) });
         let mut client = connect(&MasterAddress::plain(&address)).await.unwrap();
         server.await.unwrap();
-        let list = essaim_proto::v1::ListRequest { limit: 1 };
+        let list = essaim_proto::v1::ListRequest {
+            limit: 1,
+            ..Default::default()
+        };
         let failure = answer(client.list(list)).await.unwrap_err();
         assert_eq!(failure.exit_code(), 3, "{failure}");
     }

@@ -47,7 +47,11 @@ pub async fn run(args: DoctorArgs) -> Result<()> {
     let mut client = client::connect(&args.address).await?;
     // A call of its own: the examination itself takes as long as its slowest probe.
     let begun = Instant::now();
-    client::answer(client.list(essaim_proto::v1::ListRequest { limit: 1 })).await?;
+    client::answer(client.list(essaim_proto::v1::ListRequest {
+        limit: 1,
+        ..Default::default()
+    }))
+    .await?;
     let latency_ms = begun.elapsed().as_secs_f64() * 1000.0;
     let request = DoctorRequest {
         sql,

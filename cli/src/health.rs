@@ -1,9 +1,10 @@
 //! `essaim health`: whether a server on this machine serves, for the health check of a container.
 
-use crate::client::{DEFAULT_MASTER, Failure};
+use crate::client::{DEFAULT_MASTER, Failure, root_cause};
 use crate::security::{TlsArgs, TokenArgs};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use essaim_common::net::{Identity, link};
+use std::error::Error as _;
 use std::time::Duration;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -48,13 +49,22 @@ async fn ask(server: &str, identity: &Identity) -> Result<ServingStatus> {
         .await?;
     let answer = HealthClient::new(channel)
         .check(HealthCheckRequest::default())
-        .await?;
-    Ok(answer.into_inner().status())
+        .await;
+    match answer {
+        Ok(answer) => Ok(answer.into_inner().status()),
+        // Only what the transport itself reports has a source.
+        Err(status) if status.source().is_some() => bail!(
+            "it takes connections but does not speak gRPC, {}: name the address of --listen, not that of --http",
+            root_cause(&status)
+        ),
+        Err(status) => bail!("{:?}: {}", status.code(), status.message()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
     use tonic::transport::Server;
     use tonic::transport::server::TcpIncoming;
@@ -106,5 +116,20 @@ mod tests {
             text.contains(&format!("{stopping} answers NOT_SERVING")),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_http_port_is_told_from_a_server_that_is_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // HTTP/1.1, as the status pages speak it.
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            }
+        });
+        let text = ask_all(vec![url.clone()]).await.unwrap_err().to_string();
+        assert!(text.contains(&url) && text.contains("--http"), "{text}");
+        assert!(!text.contains("source:"), "{text}");
     }
 }

@@ -33,9 +33,12 @@ pub struct SubmitArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct JobsArgs {
-    /// At most so many, the newest.
+    /// At most so many, the newest; those that have not ended are listed in any case.
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
+    /// Also the queries of `essaim sql` that have ended.
+    #[arg(long)]
+    all: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -129,7 +132,11 @@ pub async fn submit(args: SubmitArgs) -> Result<()> {
 /// The master cannot be reached.
 pub async fn list(args: JobsArgs) -> Result<()> {
     let mut client = client::connect(&args.address).await?;
-    let request = ListRequest { limit: args.limit };
+    let request = ListRequest {
+        limit: args.limit,
+        no_ended_queries: !args.all,
+        all_open: true,
+    };
     let listed = client::answer(client.list(request)).await?;
     if args.json {
         return Ok(job_json::print(&job_json::list(&listed))?);

@@ -137,7 +137,10 @@ impl Client {
     /// # Errors
     /// Those of the call (a [`Status`]).
     pub async fn list(&self) -> Result<Vec<Job>> {
-        let request = ListRequest { limit: 10_000 };
+        let request = ListRequest {
+            limit: 10_000,
+            ..Default::default()
+        };
         Ok(self.jobs.clone().list(request).await?.into_inner().jobs)
     }
 

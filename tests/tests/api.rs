@@ -146,6 +146,7 @@ async fn every_answer_is_as_the_document_says() -> Result<()> {
         "/api/v1/jobs",
         "/api/v1/jobs?limit=1",
         "/api/v1/jobs?kind=streaming&state=running",
+        "/api/v1/jobs?queries=false",
     ] {
         let page = document.get(cluster, "/api/v1/jobs", asked, 200).await?;
         assert!(!ids(&page).is_empty(), "{page}");
@@ -193,6 +194,7 @@ async fn errors_are_documented_and_name_what_is_wrong() -> Result<()> {
         ),
         ("/api/v1/jobs", "/api/v1/jobs?state=asleep", 400, "asleep"),
         ("/api/v1/jobs", "/api/v1/jobs?limit=-1", 400, "limit"),
+        ("/api/v1/jobs", "/api/v1/jobs?queries=no", 400, "queries"),
         ("/api/v1/jobs", "/api/v1/jobs?colour=red", 400, "colour"),
         (
             "/api/v1/jobs",

@@ -155,6 +155,103 @@ async fn a_submitted_job_is_waited_for_listed_and_shown() -> Result<()> {
 }
 
 #[tokio::test]
+async fn queries_that_have_ended_are_listed_only_when_they_are_asked_for() -> Result<()> {
+    let database = Database::create().await?;
+    let cluster = shared().await?;
+    let endless = [
+        numbers("numbers", 1_000_000_000_000),
+        database.declare("target", "target", ", mode 'append'"),
+        "INSERT INTO target SELECT sum(value % 7) AS s FROM numbers".to_owned(),
+    ]
+    .concat();
+    let name = unique("runs");
+    let submitted = ["submit", "-", "--name", &name];
+    let submitted = essaim_reads(&cluster.url(), &submitted, &endless).await?;
+    let client = cluster.client().await?;
+    let id = submitted.out.trim();
+    client
+        .wait_until(id, |job| essaim_tests::client::tasks(job).0 > 0)
+        .await?;
+    let select = format!("{}SELECT count(*) FROM numbers", numbers("numbers", 3));
+    succeeds(&["sql", "-c", &select]).await?;
+
+    let listed = async |more: &[&str]| {
+        let arguments = [&["jobs", "--json"][..], more].concat();
+        succeeds(&arguments).await?.json()
+    };
+    let ids = |page: &serde_json::Value, is_wanted: fn(&serde_json::Value) -> bool| {
+        let jobs = page["jobs"].as_array().context("jobs")?;
+        let wanted = jobs.iter().filter(|job| is_wanted(job));
+        let ids = wanted.filter_map(|job| job["id"].as_str().map(str::to_owned));
+        anyhow::Ok(ids.collect::<Vec<String>>())
+    };
+    let all = listed(&["--limit", "10000", "--all"]).await?;
+    let ended = ids(&all, |job| {
+        job["name"] == "query" && job["state"] == "succeeded"
+    })?;
+    assert!(!ended.is_empty(), "{all}");
+    let page = cluster
+        .json("/api/v1/jobs?limit=1000&queries=false")
+        .await?;
+    let shown = [
+        listed(&["--limit", "10000"]).await?,
+        listed(&["--limit", "1"]).await?,
+        page,
+    ];
+    for shown in shown {
+        let shown = ids(&shown, |_| true)?;
+        assert!(!shown.iter().any(|id| ended.contains(id)), "{shown:?}");
+        // It is in sight however many came after it.
+        assert!(shown.iter().any(|shown| shown == id), "{shown:?}");
+    }
+    let page = cluster.json("/api/v1/jobs?limit=1000").await?;
+    assert!(ids(&page, |_| true)?.contains(&ended[0]), "{page}");
+    succeeds(&["cancel", &name]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_error_shows_the_line_and_its_column() -> Result<()> {
+    let refused = essaim(&["sql", "-c", "SELECT 1,\n  SELEC 2 3 FROM t"]).await?;
+    assert_eq!(refused.code, 4, "{refused:?}");
+    let end = "\nLINE 2:   SELEC 2 3 FROM t\n                ^\n";
+    assert!(refused.err.ends_with(end), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn sql_that_stands_alone_is_told_where_it_goes() -> Result<()> {
+    let bare = essaim(&["sql", "select 1"]).await?;
+    assert_eq!(bare.code, 2, "{bare:?}");
+    assert!(bare.err.contains("essaim sql -c"), "{bare:?}");
+    let file = job_file("SELECT 1").await?;
+    let file = file.to_string_lossy();
+    let bare = essaim(&["sql", &file]).await?;
+    assert_eq!(bare.code, 2, "{bare:?}");
+    let tip = format!("essaim sql -f {file}");
+    assert!(bare.err.contains(&tip), "{bare:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_setting_that_is_refused_is_named() -> Result<()> {
+    for (sql, named) in [
+        ("SET essaim.max_attempts = 'x'", "essaim.max_attempts = 'x'"),
+        ("SET TIME ZONE LOCAL", "SET TIME ZONE 'Europe/Berlin'"),
+    ] {
+        let refused = essaim(&["sql", "-c", sql]).await?;
+        assert_eq!(refused.code, 4, "{refused:?}");
+        assert!(refused.err.contains(named), "{refused:?}");
+        assert!(!refused.err.contains("caused by"), "{refused:?}");
+        assert!(!refused.err.contains("Span"), "{refused:?}");
+    }
+    let sql = "SET TIME ZONE '+02:00'; SHOW timezone";
+    let zone = succeeds(&["sql", "--format", "csv", "-c", sql]).await?;
+    assert!(zone.out.ends_with(",+02:00\n"), "{zone:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_job_that_fails_ends_submit_with_one() -> Result<()> {
     let database = Database::create().await?;
     database

@@ -9,7 +9,7 @@ mod show;
 use crate::Cli;
 use crate::client::{Failure, MasterAddress};
 use crate::serve::{MasterArgs, WorkerArgs};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches};
 use essaim_common::options::nearest;
 use file::File;
@@ -163,11 +163,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Failure> {
         Some(file) => file.put_into(command, role),
         None => command,
     });
-    let matches = match cli.try_get_matches_from(&args) {
+    let matches = match cli.clone().try_get_matches_from(&args) {
         Ok(matches) => matches,
         Err(error) => match wrong_variable(&error) {
             Some(failure) => return Err(failure),
-            None => error.exit(),
+            None => with_tip(error, &cli, &args).exit(),
         },
     };
     let mut parsed = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -189,6 +189,30 @@ fn file_name(cli: &Command, args: &[OsString]) -> Option<PathBuf> {
         .cloned()
         .or_else(|| std::env::var_os("ESSAIM_CONFIG").map(PathBuf::from))
         .filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Tells somebody who wrote SQL or a file behind `essaim sql`, as for other clients, where it goes.
+fn with_tip(mut error: clap::Error, cli: &Command, args: &[OsString]) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    let known = cli.clone().ignore_errors(true).try_get_matches_from(args);
+    let subcommand = known
+        .ok()
+        .and_then(|m| m.subcommand_name().map(str::to_owned));
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) if !argument.starts_with('-') => argument.clone(),
+        _ => return error,
+    };
+    if let Some(name @ ("sql" | "local")) = subcommand.as_deref() {
+        let tip = match std::path::Path::new(&argument).is_file() {
+            true => format!("a file goes behind -f: essaim {name} -f {argument}"),
+            false => format!("SQL goes behind -c, in quotes: essaim {name} -c \"SELECT 1\""),
+        };
+        let tip = ContextValue::StyledStrs(vec![tip.into()]);
+        error.insert(ContextKind::Suggested, tip);
+    }
+    error
 }
 
 /// Clap names the flag where a variable holds a wrong value: says which variable it was.

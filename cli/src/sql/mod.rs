@@ -1,13 +1,14 @@
 //! `essaim sql`: statements from the command line, a file, a pipe or a person.
 
+mod commands;
 mod declared;
+mod place;
 mod print;
 mod session;
 mod shell;
 mod split;
 
 use crate::client::{self, Failure, MasterAddress};
-use crate::jobs::read_file;
 use anyhow::Result;
 use print::Format;
 use session::{Flow, Session};
@@ -75,8 +76,8 @@ pub async fn run_at(address: &MasterAddress, input: Input, greeting: &str) -> Re
         }
         None | Some("-") => client::interruptible(standard_input(&mut session)).await,
         Some(file) => {
-            let sql = read_file(file)?;
-            client::interruptible(lines_of(&mut session, &sql, file)).await
+            let mut out = std::io::stdout().lock();
+            client::interruptible(session.include(file, 0, &mut out)).await
         }
     }
 }
@@ -90,17 +91,6 @@ async fn commands(session: &mut Session, commands: &[String]) -> Result<()> {
         session.finish(&mut std::io::stdout().lock()).await?;
     }
     Ok(())
-}
-
-async fn lines_of(session: &mut Session, sql: &str, file: &str) -> Result<()> {
-    for line in sql.split_inclusive('\n') {
-        let flow = session.line(line, &mut std::io::stdout().lock()).await;
-        if placed(flow, session, file)? == Flow::Quit {
-            return Ok(());
-        }
-    }
-    let finished = session.finish(&mut std::io::stdout().lock()).await;
-    placed(finished, session, file)
 }
 
 /// Runs statements as their lines come in, so that a pipe need not end.
@@ -118,21 +108,10 @@ async fn standard_input(session: &mut Session) -> Result<()> {
     while let Some(line) = lines.recv().await {
         let line = line.map_err(|e| Failure::Usage(format!("standard input: {e}")))?;
         let flow = session.line(&line, &mut std::io::stdout().lock()).await;
-        if placed(flow, session, "standard input")? == Flow::Quit {
+        if session.placed(flow, "standard input")? == Flow::Quit {
             return Ok(());
         }
     }
     let finished = session.finish(&mut std::io::stdout().lock()).await;
-    placed(finished, session, "standard input")
-}
-
-/// Adds to a failure which statement of which file it belongs to.
-fn placed<T>(result: Result<T>, session: &Session, file: &str) -> Result<T> {
-    result.map_err(|error| match error.downcast::<Failure>() {
-        Ok(failure) => {
-            let place = format!("{file}, statement of line {}", session.statement_line());
-            failure.at(&place).into()
-        }
-        Err(error) => error,
-    })
+    session.placed(finished, "standard input")
 }

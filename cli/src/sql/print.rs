@@ -1,6 +1,6 @@
 //! Rows as a table, CSV or JSON, written as they arrive and never held whole.
 
-use crate::text::printable;
+use crate::text::{one_line, printable};
 use anyhow::Result;
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -24,6 +24,16 @@ pub enum Format {
     Json,
 }
 
+/// What rows look like.
+#[derive(Debug, Clone, Default)]
+pub struct Style {
+    pub format: Format,
+    /// A table shows a row as lines, one a column.
+    pub expanded: bool,
+    /// What stands for NULL in a table.
+    pub null: String,
+}
+
 /// Rows that a table holds to find the widths of its columns.
 const PAGE_ROWS: usize = 1000;
 /// A page is also full when its text is so many bytes long.
@@ -37,6 +47,7 @@ pub struct Printer<'a, W: Write> {
 
 enum Shape<'a, W: Write> {
     Table(&'a mut W, Page),
+    Expanded(&'a mut W, Record),
     Csv(&'a mut W),
     Json(Box<Writer<&'a mut W, ArrayOfLines>>),
 }
@@ -46,9 +57,12 @@ impl<'a, W: Write> Printer<'a, W> {
     ///
     /// # Errors
     /// The output is closed.
-    pub fn new(format: Format, schema: &SchemaRef, out: &'a mut W) -> Result<Self> {
-        let shape = match format {
-            Format::Table => Shape::Table(out, Page::new(schema)),
+    pub fn new(style: &Style, schema: &SchemaRef, out: &'a mut W) -> Result<Self> {
+        let shape = match style.format {
+            Format::Table if style.expanded => {
+                Shape::Expanded(out, Record::new(schema, &style.null))
+            }
+            Format::Table => Shape::Table(out, Page::new(schema, &style.null)),
             Format::Csv => {
                 let names = schema
                     .fields()
@@ -82,6 +96,10 @@ impl<'a, W: Write> Printer<'a, W> {
                 })?;
                 out.flush()?;
             }
+            Shape::Expanded(out, record) => {
+                for_each_row(batch, |cells| record.print(cells, out))?;
+                out.flush()?;
+            }
             Shape::Csv(out) => {
                 for_each_row(batch, |cells| {
                     csv_line(out, cells.iter().map(Option::as_deref))
@@ -104,13 +122,9 @@ impl<'a, W: Write> Printer<'a, W> {
         match self.shape {
             Shape::Table(out, mut page) => {
                 page.print(out)?;
-                let rows = if self.rows == 1 { "row" } else { "rows" };
-                match elapsed {
-                    Some(t) => writeln!(out, "({} {rows}, {:.3} s)", self.rows, t.as_secs_f64())?,
-                    None => writeln!(out, "({} {rows})", self.rows)?,
-                }
-                out.flush()?;
+                count(out, self.rows, elapsed)?;
             }
+            Shape::Expanded(out, _) => count(out, self.rows, elapsed)?,
             Shape::Csv(out) => out.flush()?,
             Shape::Json(mut writer) => {
                 writer.finish()?;
@@ -121,6 +135,15 @@ impl<'a, W: Write> Printer<'a, W> {
         }
         Ok(())
     }
+}
+
+fn count(out: &mut impl Write, rows: u64, elapsed: Option<Duration>) -> Result<()> {
+    let word = if rows == 1 { "row" } else { "rows" };
+    match elapsed {
+        Some(t) => writeln!(out, "({rows} {word}, {:.3} s)", t.as_secs_f64())?,
+        None => writeln!(out, "({rows} {word})")?,
+    }
+    Ok(out.flush()?)
 }
 
 /// Hands each row's cells over as text, NULL as nothing.
@@ -189,6 +212,7 @@ impl JsonFormat for ArrayOfLines {
 /// The rows of a table that are not written yet. The first page's columns are the narrowest of all pages.
 struct Page {
     names: Vec<String>,
+    null: String,
     right: Vec<bool>,
     widths: Option<Vec<u16>>,
     rows: Vec<Vec<String>>,
@@ -196,10 +220,11 @@ struct Page {
 }
 
 impl Page {
-    fn new(schema: &SchemaRef) -> Self {
+    fn new(schema: &SchemaRef, null: &str) -> Self {
         let fields = schema.fields();
         Self {
             names: fields.iter().map(|f| printable(f.name())).collect(),
+            null: printable(null),
             right: fields.iter().map(|f| f.data_type().is_numeric()).collect(),
             widths: None,
             rows: Vec::new(),
@@ -208,10 +233,11 @@ impl Page {
     }
 
     fn add(&mut self, cells: Vec<Option<String>>) {
-        let cells: Vec<String> = cells
-            .into_iter()
-            .map(|cell| cell.map(|text| printable(&text)).unwrap_or_default())
-            .collect();
+        let shown = |cell: Option<String>| match cell {
+            Some(text) => printable(&text),
+            None => self.null.clone(),
+        };
+        let cells: Vec<String> = cells.into_iter().map(shown).collect();
         self.bytes += cells.iter().map(String::len).sum::<usize>();
         self.rows.push(cells);
     }
@@ -255,6 +281,44 @@ impl Page {
         }
         if !self.names.is_empty() {
             writeln!(out, "{}", table.trim_fmt())?;
+        }
+        Ok(())
+    }
+}
+
+/// A row at a time, a line a column (`\x` of psql).
+struct Record {
+    names: Vec<String>,
+    null: String,
+    /// Of the longest name, in characters.
+    width: usize,
+    number: u64,
+}
+
+impl Record {
+    fn new(schema: &SchemaRef, null: &str) -> Self {
+        let names: Vec<String> = schema.fields().iter().map(|f| one_line(f.name())).collect();
+        let width = names.iter().map(|n| n.chars().count()).max();
+        Self {
+            names,
+            null: printable(null),
+            width: width.unwrap_or_default(),
+            number: 0,
+        }
+    }
+
+    fn print(&mut self, cells: Vec<Option<String>>, out: &mut impl Write) -> Result<()> {
+        self.number += 1;
+        let width = self.width;
+        writeln!(out, "-[ RECORD {} ]{}", self.number, "-".repeat(width))?;
+        for (name, cell) in self.names.iter().zip(cells) {
+            let text = cell.as_deref().map(printable);
+            let text = text.as_ref().unwrap_or(&self.null);
+            for (index, line) in text.split('\n').enumerate() {
+                let name = if index == 0 { name.as_str() } else { "" };
+                let line = format!("{name:<width$} | {line}");
+                writeln!(out, "{}", line.trim_end())?;
+            }
         }
         Ok(())
     }

@@ -1,19 +1,19 @@
 //! A session: runs one statement after another and remembers what they declare.
 
+use super::commands::{Output, command};
 use super::declared::{Declared, Effect};
-use super::print::{Format, Printer};
+use super::place::point_at;
+use super::print::{Format, Printer, Style};
 use super::split::{Splitter, Statement};
 use crate::client::Failure;
 use crate::progress::Progress;
-use crate::text::printable;
 use anyhow::Result;
 use essaim_common::ipc::Decoder;
 use essaim_common::net::Link;
-use essaim_common::secret::redact_sql;
 use essaim_proto::v1::jobs_client::JobsClient;
 use essaim_proto::v1::query_response::Part;
 use essaim_proto::v1::{QueryRequest, QueryResponse};
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::time::Instant;
 use tonic::Streaming;
 
@@ -24,24 +24,18 @@ pub enum Flow {
     Quit,
 }
 
-const HELP: &str = "\
-Statements end with ; and may span lines.
-  \\d          tables and views declared in this session
-  \\d NAME     the columns of one
-  \\timing     whether results say how long they took
-  \\?          this help
-  \\q          leave (also Ctrl-D)
-Ctrl-C cancels a running query or clears what has been typed.";
-
 /// A client's side of a session; the master keeps none.
 #[derive(Debug)]
 pub struct Session {
     client: JobsClient<Link>,
-    format: Format,
-    timing: bool,
+    pub(super) style: Style,
+    pub(super) timing: bool,
+    /// Where results go instead of to whoever runs the statement.
+    pub(super) output: Option<Output>,
     splitter: Splitter,
-    declared: Declared,
-    statement_line: usize,
+    pub(super) declared: Declared,
+    /// Of the last statement or command, in what it was read from.
+    pub(super) statement_line: usize,
 }
 
 impl Session {
@@ -49,7 +43,11 @@ impl Session {
     pub fn new(client: JobsClient<Link>, format: Format) -> Self {
         Self {
             client,
-            format,
+            style: Style {
+                format,
+                ..Style::default()
+            },
+            output: None,
             timing: std::io::stdout().is_terminal(),
             splitter: Splitter::default(),
             declared: Declared::default(),
@@ -62,11 +60,30 @@ impl Session {
     /// # Errors
     /// What the first statement that fails ends with; later ones of the line are not run.
     pub async fn line(&mut self, line: &str, out: &mut impl Write) -> Result<Flow> {
-        let command = line.trim();
-        if self.splitter.is_between() && command.starts_with('\\') {
-            return self.command(command, out).await;
+        // Whoever gives up on a line gives up on the statement that it belongs to.
+        let mut splitter = std::mem::take(&mut self.splitter);
+        let flow = self.feed(&mut splitter, line, 0, out).await;
+        self.splitter = splitter;
+        flow
+    }
+
+    /// As [`Self::line`], of the text that `splitter` cuts and `depth` files have led to.
+    pub(super) async fn feed(
+        &mut self,
+        splitter: &mut Splitter,
+        line: &str,
+        depth: usize,
+        out: &mut impl Write,
+    ) -> Result<Flow> {
+        if splitter.is_between()
+            && let Some(command) = command(line)
+        {
+            self.statement_line = splitter.next_line();
+            // Only so that lines are counted.
+            splitter.push("\n");
+            return self.command(command, depth, out).await;
         }
-        for statement in self.splitter.push(line) {
+        for statement in splitter.push(line) {
             self.run(&statement, out).await?;
         }
         Ok(Flow::Go)
@@ -93,9 +110,18 @@ impl Session {
         self.splitter.is_between()
     }
 
-    /// The line on which the last statement that was run begins.
-    pub fn statement_line(&self) -> usize {
-        self.statement_line
+    /// Adds to a failure which statement of which file it belongs to.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn placed<T>(&self, result: Result<T>, file: &str) -> Result<T> {
+        result.map_err(|error| match error.downcast::<Failure>() {
+            Ok(failure) => {
+                let place = format!("{file}, statement of line {}", self.statement_line);
+                failure.at(&place).into()
+            }
+            Err(error) => error,
+        })
     }
 
     /// The names of declared tables and views.
@@ -104,53 +130,26 @@ impl Session {
         relations.iter().map(|r| r.1.to_owned()).collect()
     }
 
-    async fn command(&mut self, command: &str, out: &mut impl Write) -> Result<Flow> {
-        let (name, argument) = command
-            .split_once(char::is_whitespace)
-            .unwrap_or((command, ""));
-        match (name, argument.trim().trim_end_matches(';')) {
-            ("\\q", _) => return Ok(Flow::Quit),
-            ("\\?", _) => writeln!(out, "{HELP}")?,
-            ("\\d", "") => self.list(out)?,
-            ("\\d", name) => {
-                let sql = format!("DESCRIBE {name}");
-                self.query(&sql, out).await?;
-            }
-            ("\\timing", _) => {
-                self.timing = !self.timing;
-                let state = if self.timing { "on" } else { "off" };
-                writeln!(out, "Timing is {state}.")?;
-            }
-            _ => {
-                return Err(
-                    Failure::Usage(format!("there is no command {name}: \\? lists them")).into(),
-                );
-            }
-        }
-        out.flush()?;
-        Ok(Flow::Go)
-    }
-
-    fn list(&self, out: &mut impl Write) -> Result<()> {
-        let relations = self.declared.relations();
-        if relations.is_empty() {
-            writeln!(
-                out,
-                "Nothing is declared: CREATE EXTERNAL TABLE … or CREATE VIEW …"
-            )?;
-        }
-        for (kind, name, sql) in relations {
-            let shown = redact_sql(sql);
-            let one_line: Vec<&str> = shown.split_whitespace().collect();
-            let shown = printable(&one_line.join(" "));
-            writeln!(out, "{kind:<5}  {name}  {shown}")?;
-        }
-        Ok(())
-    }
-
-    async fn run(&mut self, statement: &Statement, out: &mut impl Write) -> Result<()> {
+    /// Runs a statement. What it has to say goes to the file of `\o`, or else to `out`.
+    pub(super) async fn run(&mut self, statement: &Statement, out: &mut impl Write) -> Result<()> {
         self.statement_line = statement.line;
         let sql = &statement.sql;
+        let done = match self.output.clone() {
+            None => self.statement(sql, out).await,
+            Some(output) => {
+                let mut file = BufWriter::new(&*output.file);
+                let done = self.statement(sql, &mut file).await;
+                let done = done.and_then(|()| Ok(file.flush()?));
+                done.map_err(|error| match error.is::<Failure>() {
+                    true => error,
+                    false => Failure::Failed(format!("{}: {error:#}", output.path)).into(),
+                })
+            }
+        };
+        done.map_err(|error| point_at(error, sql))
+    }
+
+    async fn statement(&mut self, sql: &str, out: &mut impl Write) -> Result<()> {
         let effect = Effect::of(sql);
         if effect == Effect::None {
             return self.query(sql, out).await;
@@ -167,7 +166,7 @@ impl Session {
             })?;
         }
         self.declared = declared;
-        if self.format == Format::Table {
+        if self.style.format == Format::Table {
             writeln!(out, "{}", tag(sql))?;
             out.flush()?;
         }
@@ -216,7 +215,7 @@ impl Session {
                         && !schema.fields().is_empty()
                         && let Some(out) = out.take()
                     {
-                        printer = Some(Printer::new(self.format, &schema, out)?);
+                        printer = Some(Printer::new(&self.style, &schema, out)?);
                     }
                     let Some(printer) = &mut printer else {
                         continue;
@@ -235,7 +234,7 @@ impl Session {
         let elapsed = self.timing.then(|| started.elapsed());
         match (printer, out) {
             (Some(printer), _) => printer.finish(elapsed)?,
-            (None, Some(out)) if self.format == Format::Table => {
+            (None, Some(out)) if self.style.format == Format::Table => {
                 writeln!(out, "{}", tag(sql))?;
                 out.flush()?;
             }

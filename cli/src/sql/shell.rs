@@ -4,7 +4,7 @@ use super::session::{Flow, Session};
 use crate::client::{self, Failure};
 use anyhow::Result;
 use essaim_common::secret::redact_sql;
-use rustyline::completion::Completer;
+use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
@@ -119,12 +119,7 @@ pub async fn run(session: &mut Session, greeting: &str) -> Result<()> {
         "Essaim {}, {greeting}. \\? for help, \\q to leave.",
         essaim_proto::VERSION
     );
-    let config = Config::builder()
-        .max_history_size(HISTORY_LINES)?
-        .history_ignore_space(true)
-        .build();
-    let mut editor: Editor<Words, FileHistory> = Editor::with_config(config)?;
-    editor.set_helper(Some(Words::default()));
+    let mut editor = editor()?;
     let history = history_file();
     if let Some(history) = &history {
         // There is none the first time.
@@ -140,6 +135,16 @@ pub async fn run(session: &mut Session, greeting: &str) -> Result<()> {
         );
     }
     done
+}
+
+fn editor() -> Result<Editor<Words, FileHistory>> {
+    let config = Config::builder()
+        .max_history_size(HISTORY_LINES)?
+        .history_ignore_space(true)
+        .build();
+    let mut editor = Editor::with_config(config)?;
+    editor.set_helper(Some(Words::default()));
+    Ok(editor)
 }
 
 async fn talk(session: &mut Session, editor: &mut Editor<Words, FileHistory>) -> Result<()> {
@@ -188,9 +193,10 @@ async fn talk(session: &mut Session, editor: &mut Editor<Words, FileHistory>) ->
     }
 }
 
-/// Adds to the history, unless a password stands in it as it is: the history is a file.
+/// Adds to the history, unless a password stands in it as it is, for the history is a file, or it begins with a blank.
 fn remember(editor: &mut Editor<Words, FileHistory>, typed: &str) -> Result<()> {
-    let typed = typed.trim();
+    // The editor looks for a blank at the beginning.
+    let typed = typed.trim_end();
     if !typed.is_empty() && !holds_secret(typed) {
         editor.add_history_entry(typed)?;
     }
@@ -198,19 +204,7 @@ fn remember(editor: &mut Editor<Words, FileHistory>, typed: &str) -> Result<()> 
 }
 
 fn holds_secret(sql: &str) -> bool {
-    // ${VAR} is how a secret should be written.
-    let mut masked = String::with_capacity(sql.len());
-    let mut rest = sql;
-    while let Some(start) = rest.find("${") {
-        let Some(len) = rest[start..].find('}') else {
-            break;
-        };
-        masked.push_str(&rest[..start]);
-        masked.push_str("***");
-        rest = &rest[start + len + 1..];
-    }
-    masked.push_str(rest);
-    redact_sql(&masked) != masked
+    redact_sql(sql) != sql
 }
 
 /// `$XDG_STATE_HOME/essaim/history`, by default below `~/.local/state`.
@@ -251,10 +245,8 @@ impl Words {
             return (start, Vec::new());
         }
         let fits = |candidate: &str| {
-            candidate.len() > word.len()
-                && candidate
-                    .get(..word.len())
-                    .is_some_and(|head| head.eq_ignore_ascii_case(word))
+            let head = candidate.get(..word.len());
+            head.is_some_and(|head| head.eq_ignore_ascii_case(word))
         };
         let names = self.names.iter().filter(|name| fits(name)).cloned();
         let keywords = KEYWORDS.iter().filter(|keyword| fits(keyword));
@@ -269,15 +261,25 @@ impl Words {
 }
 
 impl Completer for Words {
-    type Candidate = String;
+    type Candidate = Pair;
 
+    /// With a blank behind the word, unless there is one: the next word follows.
     fn complete(
         &self,
         line: &str,
         pos: usize,
         _context: &Context<'_>,
-    ) -> rustyline::Result<(usize, Vec<String>)> {
-        Ok(self.candidates(line, pos))
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let (start, words) = self.candidates(line, pos);
+        let blank = match line[pos..].starts_with(char::is_whitespace) {
+            true => "",
+            false => " ",
+        };
+        let pair = |word: String| Pair {
+            replacement: format!("{word}{blank}"),
+            display: word,
+        };
+        Ok((start, words.into_iter().map(pair).collect()))
     }
 }
 
@@ -302,8 +304,33 @@ mod tests {
         assert_eq!(start, 3);
         assert_eq!(found, ["selected_toots", "select"]);
         assert_eq!(words.candidates("WHER", 4).1, ["WHERE"]);
+        assert_eq!(words.candidates("WHERE", 5).1, ["WHERE"]);
         assert_eq!(words.candidates("é", 2).1, Vec::<String>::new());
         assert_eq!(words.candidates("a ", 2).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_completed_word_has_one_blank_behind_it() {
+        let history = FileHistory::new();
+        let completed = |line: &str, pos: usize| {
+            let done = Words::default().complete(line, pos, &Context::new(&history));
+            let (start, mut found) = done.unwrap();
+            let Pair { replacement, .. } = found.remove(0);
+            format!("{}{replacement}{}", &line[..start], &line[pos..])
+        };
+        assert_eq!(completed("sele", 4), "select ");
+        assert_eq!(completed("sele x", 4), "select x");
+        assert_eq!(completed("select", 6), "select ");
+    }
+
+    #[test]
+    fn a_statement_that_begins_with_a_blank_is_kept_out_of_the_history() {
+        let mut editor = editor().unwrap();
+        for typed in [" SELECT 1;\n", "\tSELECT\n1;", "SELECT 2;  \n", "\n"] {
+            remember(&mut editor, typed).unwrap();
+        }
+        let kept: Vec<&String> = editor.history().iter().collect();
+        assert_eq!(kept, ["SELECT 2;"]);
     }
 
     #[test]

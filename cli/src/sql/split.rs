@@ -173,6 +173,11 @@ impl Splitter {
         !self.begun && self.at == self.text.len()
     }
 
+    /// The line that comes next, from 1.
+    pub fn next_line(&self) -> usize {
+        self.line + newlines(&self.text)
+    }
+
     fn cut(&mut self, sql: &str) -> Option<Statement> {
         let body = sql.trim_start();
         let line = self.line + newlines(&sql[..sql.len() - body.len()]);

@@ -6,6 +6,7 @@ use crate::check;
 use crate::doctor;
 use crate::jobs::Submission;
 use crate::jobs::handle::JobHandle;
+use crate::jobs::list::Wanted;
 use crate::jobs::model::{JobState, MAX_EPOCHS_KEPT};
 use crate::jobs::queue::Turn;
 use crate::plan::{MAX_SQL_BYTES, Planner, Purpose, parse, purpose};
@@ -75,11 +76,19 @@ impl Jobs for JobsService {
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answer<v1::ListResponse> {
-        let limit = match request.into_inner().limit {
+        let request = request.into_inner();
+        let limit = match request.limit {
             0 => 100,
             limit => (limit as usize).min(MAX_LISTED),
         };
-        let known = self.0.jobs.list(limit);
+        let wanted = Wanted {
+            no_ended_queries: request.no_ended_queries,
+            ..Wanted::default()
+        };
+        let known = match request.all_open {
+            true => self.0.jobs.with_open(&wanted, limit),
+            false => self.0.jobs.page(&wanted, limit, None).jobs,
+        };
         let mut jobs = Vec::with_capacity(known.len());
         let mut bytes = 0;
         for job in known {

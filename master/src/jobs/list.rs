@@ -4,7 +4,7 @@ use crate::jobs::Jobs;
 use crate::jobs::handle::JobHandle;
 use crate::jobs::known::Key;
 use crate::jobs::model::{JobKind, JobState};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Jobs that are looked at before the others may have the catalogue again.
@@ -17,8 +17,8 @@ pub struct Wanted {
     pub kind: Option<JobKind>,
     /// A part of the name, in small letters.
     pub name: Option<String>,
-    /// Not the queries of clients, whose errors they have seen.
-    pub is_submitted: bool,
+    /// Not the queries of clients that have ended: the clients have seen how.
+    pub no_ended_queries: bool,
 }
 
 impl Wanted {
@@ -53,7 +53,7 @@ impl Jobs {
                 let known = self.known.lock();
                 known
                     .before(at.as_ref())
-                    .filter(|entry| entry.stored || !wanted.is_submitted)
+                    .filter(|entry| entry.stored || !wanted.no_ended_queries || entry.is_open())
                     .take(CHUNK)
                     .map(|entry| (entry.key().clone(), Arc::clone(&entry.job)))
                     .collect()
@@ -79,6 +79,16 @@ impl Jobs {
     /// The jobs that were submitted last, the newest first, at most `limit`.
     pub fn list(&self, limit: usize) -> Vec<Arc<JobHandle>> {
         self.page(&Wanted::default(), limit, None).jobs
+    }
+
+    /// The jobs that were submitted last, at most `limit`, and all that have not ended, the newest first.
+    pub fn with_open(&self, wanted: &Wanted, limit: usize) -> Vec<Arc<JobHandle>> {
+        let last = self.page(wanted, limit, None).jobs;
+        let key = |job: &Arc<JobHandle>| job.read(|job| (job.submitted_ms, job.id.clone()));
+        let open = self.open_jobs().into_iter();
+        let all = last.into_iter().chain(open.filter(|job| wanted.takes(job)));
+        let by_age: BTreeMap<Key, Arc<JobHandle>> = all.map(|job| (key(&job), job)).collect();
+        by_age.into_values().rev().collect()
     }
 
     /// How many jobs there are of each state.

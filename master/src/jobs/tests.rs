@@ -457,7 +457,7 @@ async fn pages_follow_each_other_without_a_gap_or_a_job_twice() {
         kind: Some(JobKind::Streaming),
         name: Some("job 99".to_owned()),
         state: Some(JobState::Queued),
-        is_submitted: true,
+        no_ended_queries: true,
     };
     let (names, counts) = pages(&wanted, 4);
     let odd = [
@@ -468,6 +468,44 @@ async fn pages_follow_each_other_without_a_gap_or_a_job_twice() {
         (odd.map(str::to_owned).to_vec(), vec![4, 2])
     );
     assert_eq!(catalogue.jobs.counts()[&JobState::Queued], 1_000);
+}
+
+#[tokio::test]
+async fn what_runs_is_in_sight_below_any_number_of_ended_queries_and_jobs() {
+    let catalogue = Catalogue::new().await;
+    {
+        let mut known = catalogue.jobs.known.lock();
+        let mut add = |name: &str, at: i64, stored: bool, state: JobState| {
+            let job = new_job(name, JobKind::Batch);
+            job.update(|record| (record.submitted_ms, record.state) = (at, state));
+            known.insert(Entry::new(job, stored));
+        };
+        add("running", 1, true, JobState::Running);
+        add("running query", 2, false, JobState::Running);
+        for number in 10..20 {
+            add(&format!("job {number}"), number, true, JobState::Succeeded);
+        }
+        for number in 20..30 {
+            add("query", number, false, JobState::Succeeded);
+        }
+    }
+    let names = |jobs: Vec<Arc<JobHandle>>| -> Vec<String> {
+        jobs.iter()
+            .map(|job| job.read(|r| r.name.clone()))
+            .collect()
+    };
+    let wanted = list::Wanted {
+        no_ended_queries: true,
+        ..list::Wanted::default()
+    };
+    let all = list::Wanted::default();
+    let jobs = &catalogue.jobs;
+    let expected = ["job 19", "job 18", "running query", "running"];
+    assert_eq!(names(jobs.with_open(&wanted, 2)), expected);
+    assert_eq!(jobs.with_open(&wanted, 100).len(), 12);
+    let expected = ["query", "running query", "running"];
+    assert_eq!(names(jobs.with_open(&all, 1)), expected);
+    assert_eq!(names(jobs.list(2)), ["query", "query"]);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ pub mod cut;
 mod describe;
 pub mod exchange;
 pub mod explain;
+mod set;
 pub(crate) mod shape;
 mod size;
 pub mod stage;
@@ -178,7 +179,7 @@ impl Planner {
     /// # Errors
     /// A wrong declaration or setting, named.
     pub async fn set_up(&mut self, statement: Statement) -> Result<()> {
-        let plan = self.logical(statement).await?;
+        let plan = self.logical(set::spelled_out(statement)?).await?;
         let set = match &plan {
             LogicalPlan::Statement(LogicalStatement::SetVariable(set)) => {
                 if set.variable.starts_with("datafusion.runtime.") {
@@ -220,7 +221,10 @@ impl Planner {
         self.ctx
             .execute_logical_plan(plan)
             .await
-            .map_err(wrong_text)?;
+            .map_err(|error| match &set {
+                Some((variable, value)) => set::refused(variable, value, &wrong_text(error)),
+                None => wrong_text(error),
+            })?;
         self.changed.extend(set);
         let threshold = self.settings().broadcast_threshold;
         let state = self.ctx.state_ref();

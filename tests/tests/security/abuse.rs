@@ -248,7 +248,13 @@ async fn a_client_that_asks_too_often_is_told_so_and_others_go_on() -> Result<()
     let cluster = Guarded::start(Guard::Tokens, 1, &flags).await?;
     let mut reader = cluster.jobs(READ).await?;
     let refused = wait_for("the limit", SOON, async || {
-        Ok(reader.list(ListRequest { limit: 1 }).await.err())
+        Ok(reader
+            .list(ListRequest {
+                limit: 1,
+                ..Default::default()
+            })
+            .await
+            .err())
     });
     // The probes of `wait_for` come 50 times a second.
     let many = futures::future::join_all((0..60).map(|_| cluster.get("/api/v1/jobs", READ)));

@@ -26,7 +26,12 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 async fn answers(cluster: &Guarded, token: &str) -> Result<[Code; 3]> {
     let code = |status: tonic::Status| status.code();
     let mut jobs = cluster.jobs(token).await?;
-    let read = jobs.list(ListRequest { limit: 1 }).await;
+    let read = jobs
+        .list(ListRequest {
+            limit: 1,
+            ..Default::default()
+        })
+        .await;
     let request = CancelRequest {
         job_id: "nobody's".to_owned(),
     };
@@ -186,18 +191,33 @@ async fn no_path_leads_out_of_the_pages() -> Result<()> {
 async fn a_tokens_file_that_changes_counts_at_once() -> Result<()> {
     let cluster = Guarded::start(Guard::Tokens, 1, &[]).await?;
     let mut jobs = cluster.jobs(READ).await?;
-    jobs.list(ListRequest { limit: 1 }).await?;
+    jobs.list(ListRequest {
+        limit: 1,
+        ..Default::default()
+    })
+    .await?;
     // One reader out, one in, and another token for the workers.
     let new_worker = "an0ther-w0rker-token-of-the-tests";
     let changed = tokens().replace(READ, WRONG).replace(WORKER, new_worker);
     std::fs::write(cluster.dir.join("tokens"), changed)?;
     wait_for("the token to be revoked", SOON, async || {
-        let refused = jobs.clone().list(ListRequest { limit: 1 }).await.err();
+        let refused = jobs
+            .clone()
+            .list(ListRequest {
+                limit: 1,
+                ..Default::default()
+            })
+            .await
+            .err();
         Ok(refused.filter(|status| status.code() == Code::Unauthenticated))
     })
     .await?;
     let mut jobs = cluster.jobs(WRONG).await?;
-    jobs.list(ListRequest { limit: 1 }).await?;
+    jobs.list(ListRequest {
+        limit: 1,
+        ..Default::default()
+    })
+    .await?;
     // The worker is refused, finds its new token in its file and is back.
     std::fs::write(cluster.dir.join("worker-token"), new_worker)?;
     wait_for("the worker to be back", SOON, async || {

@@ -47,7 +47,10 @@ async fn tasks_and_an_exchange_run_over_mutual_tls_and_nothing_secret_is_shown()
     let jobs = cluster
         .jobs(READ)
         .await?
-        .list(ListRequest { limit: 0 })
+        .list(ListRequest {
+            limit: 0,
+            ..Default::default()
+        })
         .await?;
     let mut shown = cluster.written()? + &format!("{registered:?} {jobs:?}");
     for page in ["/api/v1/cluster", "/api/v1/jobs", "/metrics", "/"] {

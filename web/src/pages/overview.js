@@ -18,7 +18,7 @@ export default {
   title: () => "Overview",
 
   async load(store) {
-    const [{ jobs }, events] = await Promise.all([get("/api/v1/jobs?limit=100"), loadEvents()]);
+    const [{ jobs }, events] = await Promise.all([get("/api/v1/jobs?queries=false&limit=100"), loadEvents()]);
     Object.assign(store, { jobs, events });
   },
 
@@ -58,6 +58,6 @@ function glance(cluster, running) {
     ["Workers' memory", [`${bytes(total("memory_reserved_bytes"))} of ${bytes(total("memory_bytes"))}`, bar(total("memory_reserved_bytes"), total("memory_bytes"))]],
     ["Streams read", rate(input)],
     ["Jobs", states.length ? h("ul", { class: "counts" }, states.map((state) =>
-      h("li", {}, h("a", { href: `/jobs?state=${state}` }, `${number(cluster.jobs[state])} ${state}`)))) : "none yet"],
+      h("li", {}, h("a", { href: `/jobs?state=${state}&queries=true` }, `${number(cluster.jobs[state])} ${state}`)))) : "none yet"],
   ]);
 }

@@ -26,7 +26,15 @@ fn rows() -> RecordBatch {
 
 fn print(format: Format, batches: &[RecordBatch]) -> String {
     let mut out = Vec::new();
-    let mut printer = Printer::new(format, &batches[0].schema(), &mut out).unwrap();
+    let mut printer = Printer::new(
+        &Style {
+            format,
+            ..Style::default()
+        },
+        &batches[0].schema(),
+        &mut out,
+    )
+    .unwrap();
     for batch in batches {
         printer.write(batch).unwrap();
     }
@@ -108,4 +116,33 @@ fn a_record_cannot_drive_the_terminal() {
     let evil: Arc<dyn Array> = Arc::new(StringArray::from(vec!["\x1b[2Jgone"]));
     let batch = RecordBatch::try_from_iter([("t", evil)]).unwrap();
     assert!(print(Format::Table, &[batch]).contains("\\x1b[2Jgone"));
+}
+
+#[test]
+fn null_has_a_word_and_a_row_lines_of_its_own_where_asked_for() {
+    let shown = |expanded: bool| {
+        let style = Style {
+            expanded,
+            null: "(null)".to_owned(),
+            ..Style::default()
+        };
+        let mut out = Vec::new();
+        let mut printer = Printer::new(&style, &rows().schema(), &mut out).unwrap();
+        printer.write(&rows().slice(1, 1)).unwrap();
+        printer.finish(None).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(
+        shown(false),
+        concat!(
+            "   id   |  name  |   x  |  list\n",
+            "--------+--------+------+--------\n",
+            " (null) | (null) | -1.0 | (null)\n",
+            "(1 row)\n",
+        )
+    );
+    assert_eq!(
+        shown(true),
+        "-[ RECORD 1 ]----\nid   | (null)\nname | (null)\nx    | -1.0\nlist | (null)\n(1 row)\n"
+    );
 }

@@ -121,11 +121,13 @@ async fn commands_begin_with_a_backslash_between_statements() {
     let secret = "CREATE EXTERNAL TABLE t STORED AS POSTGRES LOCATION 'postgres://a:pw@h/d';";
     say(&mut session, secret).await.unwrap();
     let listed = say(&mut session, "\\d\n").await.unwrap();
-    assert!(listed.starts_with("table  t  CREATE"), "{listed}");
-    assert!(listed.contains("postgres://a:***@h/d"), "{listed}");
+    assert_eq!(
+        listed,
+        "-- table t\nCREATE EXTERNAL TABLE t STORED AS POSTGRES LOCATION 'postgres://a:***@h/d';\n"
+    );
     say(&mut session, "\\d t\n").await.unwrap();
     assert_eq!(fake.queries().pop().unwrap().1, "DESCRIBE t");
-    assert_eq!(failure(say(&mut session, "\\x\n").await).exit_code(), 2);
+    assert_eq!(failure(say(&mut session, "\\e\n").await).exit_code(), 2);
     let mut out = Vec::new();
     assert_eq!(session.line("\\q\n", &mut out).await.unwrap(), Flow::Quit);
 }
@@ -136,4 +138,110 @@ async fn json_has_one_document_a_result_and_none_a_declaration() {
     let mut session = session(&fake, Format::Json).await;
     let said = say(&mut session, "SET a = 1; SELECT n;").await.unwrap();
     assert_eq!(said, "[{\"n\":1},\n{\"n\":2}]\n");
+}
+
+#[tokio::test]
+async fn declarations_are_listed_as_they_were_typed() {
+    let fake = Fake::start(Job::default()).await;
+    let mut session = session(&fake, Format::Table).await;
+    let table = "CREATE EXTERNAL TABLE t (a INT, -- key\n  b INT)\nSTORED AS POSTGRES \
+        LOCATION 'postgres://a:${PGPASSWORD}@h/d' OPTIONS (table 'x  y')";
+    let view = "CREATE VIEW v AS\nSELECT 1";
+    say(&mut session, &format!("{table};{view};\n"))
+        .await
+        .unwrap();
+    let (table, view) = (
+        format!("-- table t\n{table};\n"),
+        format!("-- view v\n{view};\n"),
+    );
+    for (command, shown) in [
+        ("\\d", format!("{table}{view}")),
+        ("\\dt", table),
+        ("\\dv;", view),
+    ] {
+        assert_eq!(say(&mut session, command).await.unwrap(), shown);
+    }
+}
+
+#[tokio::test]
+async fn the_words_of_psql_are_understood_between_statements_only() {
+    let fake = Fake::start(Job::default()).await;
+    let mut session = session(&fake, Format::Table).await;
+    let mut out = Vec::new();
+    for word in ["quit\n", "EXIT;\n", "\\q"] {
+        let flow = session.line(word, &mut out).await.unwrap();
+        assert_eq!(flow, Flow::Quit, "{word}");
+    }
+    let help = say(&mut session, "help\n").await.unwrap();
+    assert!(help.contains("\\timing [on|off]"), "{help}");
+    for line in ["SELECT n AS\n", "quit\n", ";\n"] {
+        say(&mut session, line).await.unwrap();
+    }
+    assert_eq!(fake.queries().pop().unwrap().1, "SELECT n AS\nquit");
+}
+
+#[tokio::test]
+async fn switches_are_turned_or_set() {
+    let fake = Fake::start(Job::default()).await;
+    let mut session = session(&fake, Format::Table).await;
+    for (command, state) in [
+        ("\\timing off", "Timing is off.\n"),
+        ("\\timing on", "Timing is on.\n"),
+        ("\\timing on;", "Timing is on.\n"),
+        ("\\timing", "Timing is off.\n"),
+        ("\\x", "Expanded display is on.\n"),
+        (
+            "\\pset null '(it''s null)'",
+            "NULL is shown as \"(it's null)\".\n",
+        ),
+    ] {
+        assert_eq!(say(&mut session, command).await.unwrap(), state);
+    }
+    for wrong in ["\\timing maybe", "\\pset border 2", "\\i", "\\o |less"] {
+        let failure = failure(say(&mut session, wrong).await);
+        assert_eq!(failure.exit_code(), 2, "{failure}");
+    }
+    assert_eq!(
+        say(&mut session, "SELECT n;").await.unwrap(),
+        "-[ RECORD 1 ]-\nn | 1\n-[ RECORD 2 ]-\nn | 2\n(2 rows)\n"
+    );
+}
+
+#[tokio::test]
+async fn files_are_run_and_results_are_written_to_files() {
+    let fake = Fake::start(Job::default()).await;
+    let mut session = session(&fake, Format::Table).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (inner, outer, results) = (path("inner.sql"), path("it's outer.sql"), path("results"));
+    std::fs::write(&inner, "CREATE VIEW v AS\nSELECT 1;\n\\q\nnonsense").unwrap();
+    let outer_sql = format!("-- runs another\n\\i {inner}\n\nSELECT n\n;\n\nnonsense");
+    std::fs::write(&outer, outer_sql).unwrap();
+    let said = say(&mut session, &format!("\\o {results}")).await.unwrap();
+    assert_eq!(said, "");
+    let run = format!("\\i '{}'\n", outer.replace('\'', "''"));
+    let failed = failure(say(&mut session, &run).await);
+    assert_eq!(
+        failed.to_string(),
+        format!("{outer}, statement of line 7: there is no nonsense")
+    );
+    assert_eq!(session.names(), ["v"]);
+    say(&mut session, "\\o\n").await.unwrap();
+    let here = say(&mut session, "SELECT n;").await.unwrap();
+    assert_eq!(
+        std::fs::read_to_string(&results).unwrap(),
+        format!("CREATE VIEW\n{here}")
+    );
+
+    std::fs::write(&inner, format!("\n\\i {inner}\n")).unwrap();
+    let endless = failure(say(&mut session, &format!("\\i {inner}")).await);
+    assert!(
+        endless.to_string().contains("files run each other"),
+        "{endless}"
+    );
+    let missing = failure(say(&mut session, "\\i /no/such/file.sql").await);
+    assert!(
+        missing.to_string().contains("/no/such/file.sql"),
+        "{missing}"
+    );
 }

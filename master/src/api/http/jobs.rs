@@ -14,8 +14,8 @@ use essaim_common::Result;
 use serde::Deserialize;
 use std::sync::Arc;
 
-/// Jobs of the page that updates hold, and of any page at most.
-pub(super) const PAGE: usize = 100;
+/// Jobs of a page, unless it is asked for more or fewer, and at most; those of the page that updates hold, too.
+const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
 
 /// Which jobs are wanted.
@@ -28,6 +28,8 @@ pub(super) struct JobParams {
     kind: Option<JobKind>,
     /// Only jobs with this text in their names, in capitals or not.
     name: Option<String>,
+    /// Whether the queries of clients that have ended are listed too, as they are unless this is false.
+    queries: Option<bool>,
     /// At most so many; 100, at most 1,000.
     limit: Option<usize>,
     /// `next_page_token` of the page before.
@@ -51,28 +53,35 @@ pub(super) async fn jobs(
         state: params.state,
         kind: params.kind,
         name: params.name.map(|name| name.to_lowercase()),
-        is_submitted: false,
+        no_ended_queries: params.queries == Some(false),
     };
     let limit = limit(params.limit, MAX_PAGE);
     Json(page(&shared, &wanted, limit, before)).into_response()
 }
 
 /// What `/api/v1/jobs` answers.
-pub(super) fn page(
-    shared: &Shared,
-    wanted: &Wanted,
-    limit: usize,
-    before: Option<Key>,
-) -> JobsPage {
+fn page(shared: &Shared, wanted: &Wanted, limit: usize, before: Option<Key>) -> JobsPage {
     let page = shared.jobs.page(wanted, limit, before);
     JobsPage {
-        jobs: page
-            .jobs
-            .iter()
-            .map(|job| job.read(JobSummary::new))
-            .collect(),
+        jobs: summaries(&page.jobs),
         next_page_token: page.next.map(|(ms, id)| format!("{ms}-{id}")),
     }
+}
+
+/// All jobs that have not ended and the [`PAGE`] that were submitted last, without clients' queries that have ended.
+pub(super) fn overview(shared: &Shared) -> JobsPage {
+    let wanted = Wanted {
+        no_ended_queries: true,
+        ..Wanted::default()
+    };
+    JobsPage {
+        jobs: summaries(&shared.jobs.with_open(&wanted, PAGE)),
+        next_page_token: None,
+    }
+}
+
+fn summaries(jobs: &[Arc<JobHandle>]) -> Vec<JobSummary> {
+    jobs.iter().map(|job| job.read(JobSummary::new)).collect()
 }
 
 fn read_token(token: &str) -> Option<Key> {

@@ -179,6 +179,11 @@ fn jobs(draft: &mut Draft) {
                 String::schema,
                 "Only jobs with this text in their names, in capitals or not.",
             ),
+            Parameter::query(
+                "queries",
+                bool::schema,
+                "Whether the queries of clients that have ended are listed too, as they are unless this is false.",
+            ),
             Parameter::query("limit", usize::schema, LIMIT),
             Parameter::query(
                 "page_token",

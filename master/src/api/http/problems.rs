@@ -87,7 +87,7 @@ pub(super) fn problems(shared: &Shared, lost: &[LostWorker], now: i64) -> Vec<Pr
     }
     let failed = Wanted {
         state: Some(JobState::Failed),
-        is_submitted: true,
+        no_ended_queries: true,
         ..Wanted::default()
     };
     for job in shared.jobs.page(&failed, MAX_PROBLEMS, None).jobs {

@@ -1,10 +1,9 @@
 //! Server-sent events: what the other endpoints answer, again whenever it has changed.
 
 use crate::Shared;
-use crate::api::http::jobs::{PAGE, epochs_of, page, show};
+use crate::api::http::jobs::{epochs_of, overview, show};
 use crate::api::http::shapes::EventEntry;
 use crate::api::http::{Params, answer, cluster, not_found};
-use crate::jobs::list::Wanted;
 use crate::jobs::model::MAX_EPOCHS_KEPT;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -178,7 +177,7 @@ impl Follower {
             self.push("cluster", &cluster.json);
         }
         let jobs = shared.updates.jobs.get(|| {
-            let json = write(&page(&shared, &Wanted::default(), PAGE, None));
+            let json = write(&overview(&shared));
             let marked = json.clone();
             Answer::of(json, &marked)
         });
