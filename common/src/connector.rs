@@ -238,6 +238,15 @@ pub trait Sink: Debug + Send + Sync {
         ))
     }
 
+    /// What is not there, of a table that takes its columns from its first INSERT: where it was looked for, and what may
+    /// have been meant. For somebody who wants to read it.
+    ///
+    /// # Errors
+    /// The server is out of reach, or refuses to answer.
+    async fn absent(&self) -> Result<String> {
+        Ok("it has no columns".to_owned())
+    }
+
     /// Whether a streaming INSERT of groups should write them as they change rather than when they are final: true of
     /// a sink that replaces rows by key.
     fn prefers_update(&self) -> bool {

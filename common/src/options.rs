@@ -221,6 +221,17 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, known)| known)
 }
 
+/// The known name that somebody who wrote `name` may have meant, of names that people give: the same in another case, or
+/// one of which at least half the letters are there.
+pub fn meant<'a>(name: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    let mut same = known.clone().into_iter();
+    same.find(|known| known.eq_ignore_ascii_case(name))
+        .or_else(|| {
+            nearest(name, known)
+                .filter(|near| strsim::levenshtein(name, near) * 2 <= name.chars().count())
+        })
+}
+
 /// Milliseconds of a text such as `10 seconds` or `500 milliseconds`; `None` for anything else or a negative one.
 pub fn duration_ms(text: &str) -> Option<u64> {
     // Not as days and ms, of which more than 24 days' worth does not fit.

@@ -132,6 +132,8 @@ pub fn config(target_partitions: usize) -> SessionConfig {
         .with_option_extension(Settings::default())
         .with_extension(Arc::new(Warm::default()));
     let options = config.options_mut();
+    // 0.1 + 0.2 is 0.3, as in PostgreSQL and Spark.
+    options.sql_parser.parse_float_as_decimal = true;
     // A task is one partition of its stage: nothing below the cut may mix partitions of its own accord.
     options.optimizer.enable_round_robin_repartition = false;
     // Filters that one operator fills in while another runs do not cross processes.

@@ -77,6 +77,21 @@ impl Table {
         self.table.schema.is_none()
     }
 
+    /// Why an open table cannot be read: what is not there, and where that was looked for.
+    pub async fn absent(&self) -> Error {
+        let absent = match &self.table.sink {
+            Some(sink) => sink.absent().await,
+            None => Ok(format!("it is only a source of {}", self.connector)),
+        };
+        match absent {
+            Ok(what) => Error::invalid(format!(
+                "table {} does not exist yet, so it cannot be read: {what}. If the job is to make it, INSERT INTO it first, or declare its columns",
+                self.name
+            )),
+            Err(error) => error.context(format!("table {}", self.name)),
+        }
+    }
+
     /// The connector's name.
     pub fn connector(&self) -> &'static str {
         self.connector
@@ -246,11 +261,7 @@ impl TableProvider for Table {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if self.is_open() {
-            return Err(Error::invalid(format!(
-                "table {} does not exist yet, so it cannot be read: declare its columns or INSERT into it first",
-                self.name
-            ))
-            .into());
+            return Err(self.absent().await.into());
         }
         let Some(source) = &self.table.source else {
             return Err(Error::invalid(format!(

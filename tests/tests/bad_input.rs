@@ -1,5 +1,8 @@
 //! Wrong jobs are refused with a message that names what is wrong and where, and says what to write instead.
 
+#[path = "bad_input/inserts.rs"]
+mod inserts;
+
 use anyhow::Result;
 use essaim_proto::v1::JobState;
 use essaim_tests::client::Client;
@@ -33,7 +36,68 @@ async fn an_unknown_table_is_named() -> Result<()> {
         .query_error("SELECT * FROM no_such_table")
         .await?;
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_says(&status, &["no_such_table"]);
+    assert_says(&status, &["there is no table no_such_table: declare it"]);
+    let sql = format!("{}SELECT * FROM nubmers", numbers("numbers", 10));
+    let status = client().await?.query_error(&sql).await?;
+    assert_says(&status, &["no table nubmers: did you mean numbers?"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_column_of_another_case_is_to_be_quoted_and_nothing_else() -> Result<()> {
+    let sql = "CREATE VIEW t AS SELECT 1 AS \"orderId\", named_struct('deepKey', 1) AS s; ";
+    let client = client().await?;
+    let status = client
+        .query_error(&format!("{sql}SELECT orderId FROM t"))
+        .await?;
+    assert_says(&status, &["use double quotes", "\"orderId\""]);
+    assert!(!status.message().contains("normalization"), "{status}");
+    let status = client
+        .query_error(&format!("{sql}SELECT s.deepKey FROM t"))
+        .await?;
+    assert_says(&status, &["no field deepkey", "did you mean \"deepKey\"?"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_other_systems_have_is_told_with_what_to_write_here() -> Result<()> {
+    let client = client().await?;
+    for (sql, parts) in [
+        ("SELECT explode([1, 2])", ["explode", "unnest(list)"]),
+        (
+            "SELECT tumble_start(1, 2)",
+            ["tumble_start", "GROUP BY window("],
+        ),
+        (
+            "SELECT get_json_object('{}', 'a')",
+            ["get_json_object", "json_tuple"],
+        ),
+        ("SELECT uper('a')", ["uper", "did you mean upper?"]),
+        (
+            "SELECT * FROM TABLE(TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '1' MINUTE))",
+            ["syntax error", "GROUP BY window("],
+        ),
+        (
+            "CREATE TABLE t (ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND); SELECT 1",
+            ["syntax error", "watermark_delay '10 seconds'"],
+        ),
+        (
+            "SELECT sum('x')",
+            ["there is no sum(VARCHAR)", "CAST(… AS BIGINT)"],
+        ),
+        (
+            "UPDATE t SET a = 1",
+            ["UPDATE is not there", "mode 'upsert'"],
+        ),
+        ("DELETE FROM t", ["DELETE is not there", "INSERT OVERWRITE"]),
+    ] {
+        let status = client.query_error(sql).await?;
+        assert_eq!(status.code(), Code::InvalidArgument, "{sql}");
+        assert_says(&status, &parts);
+        let message = status.message();
+        assert!(message.lines().count() == 1, "{sql}: {message}");
+        assert!(!message.contains("bug report"), "{sql}: {message}");
+    }
     Ok(())
 }
 
@@ -115,7 +179,14 @@ async fn an_unknown_setting_is_named() -> Result<()> {
         .query_error("SET essaim.no_such_setting = 1; SELECT 1")
         .await?;
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_says(&status, &["no_such_setting"]);
+    assert_says(&status, &["there is no setting essaim.no_such_setting"]);
+    for sql in ["SET essaim.triger = '0'", "RESET essaim.triger"] {
+        let status = client()
+            .await?
+            .query_error(&format!("{sql}; SELECT 1"))
+            .await?;
+        assert_says(&status, &["did you mean essaim.trigger?"]);
+    }
     Ok(())
 }
 
@@ -225,7 +296,52 @@ async fn an_unknown_postgres_table_is_named() -> Result<()> {
     );
     let status = client().await?.query_error(&sql).await?;
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_says(&status, &["people"]);
+    assert_says(&status, &["has no table no_such_people", &database.name]);
+
+    database
+        .execute("CREATE TABLE accounts (id bigint)")
+        .await?;
+    for (columns, select) in [("", "id"), ("", "count(*)"), ("(id BIGINT)", "id")] {
+        let sql = format!(
+            "CREATE EXTERNAL TABLE a {columns} STORED AS POSTGRES LOCATION '{}' OPTIONS (table 'acounts');
+             SELECT {select} FROM a",
+            database.url
+        );
+        let status = client().await?.query_error(&sql).await?;
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_says(&status, &["has no table acounts: did you mean accounts?"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_is_named_with_its_path() -> Result<()> {
+    let cluster = shared().await?;
+    let folder = cluster.dir().join(unique("files"));
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("accounts.csv"), "id\n1\n")?;
+    let path = folder.join("acounts.csv").display().to_string();
+    let sql = format!("CREATE EXTERNAL TABLE a STORED AS CSV LOCATION '{path}'; SELECT id FROM a");
+    let status = cluster.client().await?.query_error(&sql).await?;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_says(&status, &["table a", &path, "did you mean accounts.csv?"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_that_an_earlier_insert_makes_is_there_for_a_later_one() -> Result<()> {
+    let database = Database::create().await?;
+    database.execute("CREATE TABLE target (id bigint)").await?;
+    let sql = format!(
+        "CREATE EXTERNAL TABLE made (id BIGINT) STORED AS POSTGRES LOCATION '{}' OPTIONS (table 'made');
+         {}INSERT INTO made SELECT 7 AS id;
+         INSERT INTO target SELECT id FROM made;",
+        database.url,
+        database.declare("target", "target", "")
+    );
+    let job = client().await?.run_job(&sql, &unique("made")).await?;
+    assert_eq!(job.state(), JobState::Succeeded, "{}", job.message);
+    assert_eq!(database.value("SELECT id FROM target").await?, "7");
     Ok(())
 }
 
@@ -260,85 +376,6 @@ async fn a_wrong_password_is_said_and_never_shown() -> Result<()> {
     assert!(!status.message().contains("not-the-password-7"), "{status}");
     let shown = format!("{:?}", client.list().await?);
     assert!(!shown.contains("not-the-password-7"));
-    Ok(())
-}
-
-#[tokio::test]
-async fn columns_that_do_not_fit_the_sink_are_named_before_anything_runs() -> Result<()> {
-    let database = Database::create().await?;
-    database
-        .execute("CREATE TABLE target (id bigint NOT NULL, name text); INSERT INTO target VALUES (1, 'kept')")
-        .await?;
-    let client = client().await?;
-    let cases: [(&str, &[&str]); 2] = [
-        ("(id, nome) SELECT value, 'x' FROM numbers", &["nome"]),
-        (
-            "SELECT 'x' AS id, 'y' AS name FROM numbers",
-            &["'x'", "Int64", "target"],
-        ),
-    ];
-    for (select, parts) in cases {
-        // Without declared columns, so that they are the table's own.
-        let sql = format!(
-            "{}{}INSERT INTO target {select}",
-            numbers("numbers", 10),
-            database.declare("target", "target", ", mode 'append'")
-        );
-        // Refused at submit, or, where only values tell, failed later: never half written.
-        let message = match client.submit(&sql, "").await {
-            Err(error) => error.downcast::<Status>()?.message().to_owned(),
-            Ok(id) => {
-                let job = client.wait_job(&id).await?;
-                assert_eq!(job.state(), JobState::Failed, "{select}");
-                job.message
-            }
-        };
-        for part in parts {
-            assert!(
-                message.contains(part),
-                "{select}: no {part:?} in {message:?}"
-            );
-        }
-    }
-    assert_eq!(database.rows("SELECT id, name FROM target").await?.len(), 1);
-    Ok(())
-}
-
-#[tokio::test]
-async fn rows_that_the_sink_refuses_fail_the_job_and_change_nothing() -> Result<()> {
-    let database = Database::create().await?;
-    database
-        .execute("CREATE TABLE target (id bigint CHECK (id < 500)); INSERT INTO target VALUES (1)")
-        .await?;
-    let client = client().await?;
-    let sql = format!(
-        "{}{}INSERT INTO target SELECT value AS id FROM numbers",
-        numbers("numbers", 1000),
-        database.declare("target", "target", ", mode 'append'")
-    );
-    let id = client.submit(&sql, "").await?;
-    let job = client.wait_job(&id).await?;
-    assert_eq!(job.state(), JobState::Failed);
-    assert!(job.message.contains("target"), "{}", job.message);
-    assert!(job.message.contains("check"), "{}", job.message);
-    assert_eq!(database.rows("SELECT id FROM target").await?.len(), 1);
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_upsert_without_a_key_is_refused() -> Result<()> {
-    let database = Database::create().await?;
-    let sql = format!(
-        "{}{}INSERT INTO target SELECT value AS id FROM numbers",
-        numbers("numbers", 10),
-        database.declare("target", "target", ", mode 'upsert'")
-    );
-    let status: Status = match client().await?.submit(&sql, "").await {
-        Ok(id) => panic!("it was taken as {id}"),
-        Err(error) => error.downcast()?,
-    };
-    assert_eq!(status.code(), Code::InvalidArgument);
-    assert_says(&status, &["target", "upsert", "key"]);
     Ok(())
 }
 

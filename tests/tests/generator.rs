@@ -248,3 +248,72 @@ async fn a_check_has_nothing_to_say_of_a_stream_and_knows_what_is_due() -> Resul
     assert_eq!(told, [&json!("numbers"), &json!("GENERATOR"), &json!(1)]);
     Ok(())
 }
+
+#[tokio::test]
+async fn numbers_with_a_point_are_exact_and_give_way_to_doubles() -> Result<()> {
+    let client = shared().await?.client().await?;
+    let values = "CREATE VIEW t AS SELECT value, CAST(value AS DOUBLE) * 1e20 AS d, CAST(value AS DECIMAL(10, 2)) AS m FROM numbers;\n";
+    let declared = batch("number_of_rows '3'") + values;
+    for (expression, wanted) in [
+        ("sum(0.1 + 0.2)", "0.9"),
+        ("bool_and(0.1 + 0.2 = 0.3)", "true"),
+        ("max(19.99 * 1.2)", "23.988"),
+        ("max(m * 1.2)", "2.400"),
+        ("max(20.00 / 3)", "6.6666666666"),
+        // What a unit is converted with must not be cut off.
+        ("max(value / 1000000.0)", "0.0000020000"),
+        ("max(1.0 * value / 3)", "0.6666666666"),
+        ("arrow_typeof(max(1e-9))", "Float64"),
+        ("max(1e-9 * value)", "2e-9"),
+        ("max(-1.5e3)", "-1500.0"),
+        // Far beyond a DECIMAL(30, 15).
+        ("count(*) FILTER (WHERE d > 0.5)", "2"),
+        (
+            "count(*) FILTER (WHERE d BETWEEN 0.5 AND 1.5 + value * 1e20)",
+            "2",
+        ),
+        ("count(*) FILTER (WHERE d IN (0.0, 0.5))", "1"),
+        ("count(*) FILTER (WHERE d > m)", "2"),
+        ("sum(CASE WHEN d > 1e20 THEN d ELSE 0.5 END)", "2e20"),
+        ("max(coalesce(nullif(d, 0.0), 0.25))", "2e20"),
+        ("bool_or(array_has([d], 0.0))", "true"),
+        ("approx_percentile_cont(value, 0.5)", "1"),
+        (
+            "approx_percentile_cont(0.5) WITHIN GROUP (ORDER BY value)",
+            "1",
+        ),
+        ("max(ceil(0.5))", "1.0"),
+        ("max(power(1.5, value))", "2.25"),
+        ("max(uniform(0.25, 0.25, value))", "0.25"),
+    ] {
+        for execution in ["tasks", "master"] {
+            let sql = format!(
+                "SET essaim.execution = '{execution}';\n{declared}SELECT CAST({expression} AS VARCHAR) FROM t"
+            );
+            let found = rows(&client.query(&sql).await?)?;
+            let wanted = [[Some(wanted.to_owned())]];
+            assert_eq!(found, wanted, "{expression}, {execution}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_setting_is_shown_and_reset_with_and_without_its_prefix() -> Result<()> {
+    let client = shared().await?.client().await?;
+    for name in ["essaim.max_attempts", "max_attempts", "ESSAIM.Max_Attempts"] {
+        for (sql, wanted) in [
+            (format!("SET {name} = 2; SHOW {name}"), "2"),
+            (format!("SET {name} = 2; RESET {name}; SHOW {name}"), "4"),
+        ] {
+            let shown = rows(&client.query(&sql).await?)?;
+            let wanted = [["max_attempts", wanted].map(|text| Some(text.to_owned()))];
+            assert_eq!(shown, wanted, "{sql}");
+        }
+    }
+    // To what a session begins with, which is not what DataFusion does.
+    let sql = "SET datafusion.sql_parser.parse_float_as_decimal = false; RESET datafusion.sql_parser.parse_float_as_decimal; SELECT arrow_typeof(0.5)";
+    let found = rows(&client.query(sql).await?)?;
+    assert_eq!(found, [[Some("Decimal128(1, 1)".to_owned())]]);
+    Ok(())
+}

@@ -104,6 +104,11 @@ impl Words<'_> {
     }
 }
 
+/// A setting of Essaim goes by its name with and without the prefix.
+fn without_prefix(setting: &str) -> &str {
+    setting.strip_prefix("essaim.").unwrap_or(setting)
+}
+
 /// A statement that set the stage.
 #[derive(Debug, Clone)]
 struct Declaration {
@@ -132,9 +137,10 @@ impl Declared {
                 sql: sql.to_owned(),
                 effect: effect.clone(),
             }),
-            Effect::Reset(name) => after
-                .0
-                .retain(|made| made.effect != Effect::Set(name.clone())),
+            Effect::Reset(name) => after.0.retain(|made| match &made.effect {
+                Effect::Set(set) => without_prefix(set) != without_prefix(name),
+                _ => true,
+            }),
             Effect::Drop(names) => after.0.retain(|made| match &made.effect {
                 Effect::Create { name, .. } => !names.contains(name),
                 _ => true,
@@ -224,6 +230,8 @@ mod tests {
             "CREATE VIEW w AS SELECT 3",
             "DROP VIEW v",
             "RESET a",
+            "SET essaim.max_attempts = 2",
+            "RESET max_attempts",
         ]);
         assert_eq!(session.setup(), ["CREATE VIEW w AS SELECT 3"]);
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::jobs::model::JobKind;
-use crate::plan::{Execution, Planner, Purpose, Query, purpose};
+use crate::plan::{Execution, Planner, Purpose, Query, purpose, refuse};
 use crate::stream;
 use crate::stream::plan::PlannedInsert;
 use datafusion::common::TableReference;
@@ -86,9 +86,12 @@ impl Walk {
                 }
                 Ok(checked)
             }
-            Purpose::Rows => Err(Error::invalid(format!(
-                "a job writes to tables, and this statement only yields rows: {statement}. Run it with `essaim sql`"
-            ))),
+            Purpose::Rows => {
+                refuse(&statement)?;
+                Err(Error::invalid(format!(
+                    "a job writes to tables, and this statement only yields rows: {statement}. Run it with `essaim sql`"
+                )))
+            }
         }
     }
 

@@ -2,25 +2,32 @@
 //!
 //! Planning takes DataFusion's `LogicalPlan`, wherever it came from; SQL is only one front end.
 
+mod advice;
 mod codecs;
 pub mod cut;
 mod describe;
 pub mod exchange;
 pub mod explain;
+mod insert;
+mod numbers;
 mod set;
+mod settings;
 pub(crate) mod shape;
 mod size;
 pub mod stage;
 mod text;
 pub mod windows;
 
+pub(crate) use crate::plan::advice::refuse;
 use crate::plan::cut::Cut;
+use crate::plan::insert::Insert;
 pub use crate::plan::text::{MAX_SQL_BYTES, Placed, parse, statements};
 use crate::plan::windows::WindowAnalyzer;
 use crate::plan::windows::expand::ExpandWindows;
 use crate::registry::Registry;
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
+use datafusion::config::ConfigOptions;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -33,7 +40,6 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{self, Statement as SqlStatement};
-use essaim_common::connector::METADATA_KEY;
 use essaim_common::scope::JobScope;
 use essaim_common::session::{self, Settings};
 use essaim_common::sink::{SinkCommitExec, StreamInsertExec};
@@ -119,6 +125,8 @@ pub struct Planner {
     scope: Arc<JobScope>,
     registry: Arc<Registry>,
     changed: HashMap<String, String>,
+    /// The settings with which the session began.
+    initial: Arc<ConfigOptions>,
 }
 
 impl std::fmt::Debug for Planner {
@@ -132,6 +140,7 @@ impl Planner {
     pub fn new(runtime: Arc<RuntimeEnv>, registry: Arc<Registry>, scope: Arc<JobScope>) -> Self {
         let parallel = std::thread::available_parallelism().map_or(2, usize::from);
         let config = session::config(parallel.max(2)).with_extension(Arc::clone(&scope));
+        let initial = Arc::clone(config.options());
         // Two aggregates over one partition stay two: the cut needs the partial one.
         let rules = PhysicalOptimizer::new()
             .rules
@@ -151,6 +160,7 @@ impl Planner {
             scope,
             registry,
             changed: HashMap::new(),
+            initial,
         }
     }
 
@@ -255,16 +265,26 @@ impl Planner {
     /// # Errors
     /// A name that is none.
     pub fn tables_read(&self, statement: &Statement) -> Result<Vec<TableReference>> {
-        let rows = match statement {
-            Statement::Statement(sql) => match sql.as_ref() {
-                SqlStatement::Insert(ast::Insert {
-                    source: Some(source),
-                    ..
-                }) => Statement::Statement(Box::new(SqlStatement::Query(source.clone()))),
-                _ => return Ok(Vec::new()),
-            },
+        match purpose(statement) {
+            Purpose::Insert => self.names_read(statement),
+            Purpose::Setup | Purpose::Rows => Ok(Vec::new()),
+        }
+    }
+
+    /// The tables that a statement reads.
+    fn names_read(&self, statement: &Statement) -> Result<Vec<TableReference>> {
+        let Statement::Statement(sql) = statement else {
+            return Ok(Vec::new());
+        };
+        let rows = match sql.as_ref() {
+            SqlStatement::Insert(ast::Insert {
+                source: Some(rows), ..
+            }) => rows,
+            SqlStatement::Query(rows) => rows,
+            SqlStatement::CreateView(view) => &view.query,
             _ => return Ok(Vec::new()),
         };
+        let rows = Statement::Statement(Box::new(SqlStatement::Query(rows.clone())));
         Ok(self.ctx.state().resolve_table_references(&rows)?)
     }
 
@@ -298,16 +318,28 @@ impl Planner {
     /// # Errors
     /// Unknown names and types that do not fit, named; sources out of reach.
     pub async fn query(&mut self, mut statement: Statement) -> Result<Query> {
-        self.prepare_insert(&mut statement).await?;
         if let Some((inner, verbose)) = explained(&statement)? {
             let query = Box::pin(self.query(inner)).await?;
             return explain::explain(self, query, verbose).await;
         }
-        let logical = match self.logical(statement).await? {
-            LogicalPlan::DescribeTable(table) => describe::rows(table)?,
-            logical => logical,
+        let Some(insert) = Insert::prepare(self, &mut statement).await? else {
+            let logical = match self.logical(statement).await? {
+                LogicalPlan::DescribeTable(table) => describe::rows(table)?,
+                logical => logical,
+            };
+            return self.plan(logical).await;
         };
-        self.plan(logical).await
+        let logical = match self.logical(statement).await {
+            Ok(logical) => logical,
+            Err(error) => return Err(insert.miscounted(self).await.unwrap_or(error)),
+        };
+        insert.check(&logical)?;
+        let columns = insert.pairs(&logical);
+        let planned = self.plan(logical).await;
+        planned.map_err(|error| match columns {
+            Some(columns) if error.to_string().contains("Cast error") => error.with_hint(columns),
+            _ => error,
+        })
     }
 
     /// Plans a logical plan.
@@ -403,76 +435,28 @@ impl Planner {
     }
 
     async fn logical(&self, mut statement: Statement) -> Result<LogicalPlan> {
+        refuse(&statement)?;
+        settings::spell(&mut statement, &self.initial)?;
         windows::rewrite::rewrite(&mut statement)?;
         codecs::check(&statement)?;
-        let plan = self.ctx.state().statement_to_plan(statement).await;
-        let plan = plan.map_err(windows::without_window)?;
+        numbers::exponents(&mut statement);
+        let mut read = Vec::new();
+        for name in self.names_read(&statement).unwrap_or_default() {
+            let Some(provider) = self.table(name).await else {
+                continue;
+            };
+            // Without columns each use of one would be an error of its own.
+            if let Some(table) = provider.downcast_ref::<Table>().filter(|t| t.is_open()) {
+                return Err(table.absent().await);
+            }
+            read.push(provider);
+        }
+        let state = self.ctx.state();
+        let plan = state.statement_to_plan(statement).await;
+        let plan = plan.and_then(numbers::settle);
+        let plan = plan.map_err(|error| advice::planned(error, &state, &read))?;
         size::check(&plan)?;
         Ok(plan)
-    }
-
-    /// A sink's table that is not there yet and has no columns declared takes those of its first INSERT. Columns that
-    /// a source only adds to what was declared, as Kafka's metadata, are not meant by an INSERT that names none.
-    async fn prepare_insert(&self, statement: &mut Statement) -> Result<()> {
-        let Statement::Statement(sql) = statement else {
-            return Ok(());
-        };
-        let SqlStatement::Insert(insert) = sql.as_mut() else {
-            return Ok(());
-        };
-        let ast::TableObject::TableName(name) = &insert.table else {
-            return Ok(());
-        };
-        let reference = TableReference::parse_str(&name.to_string());
-        let Ok(provider) = self.ctx.table_provider(reference.clone()).await else {
-            // The planner names the unknown table.
-            return Ok(());
-        };
-        if insert.columns.is_empty() {
-            let schema = provider.schema();
-            let is_added =
-                |field: &arrow::datatypes::Field| field.metadata().contains_key(METADATA_KEY);
-            if schema.fields().iter().any(|field| is_added(field)) {
-                let declared = schema.fields().iter().filter(|field| !is_added(field));
-                insert.columns = declared
-                    .map(|field| {
-                        ast::ObjectName::from(vec![ast::Ident::with_quote('"', field.name())])
-                    })
-                    .collect();
-            }
-        }
-        let Some(table) = provider.downcast_ref::<Table>().filter(|t| t.is_open()) else {
-            return Ok(());
-        };
-        let Some(source) = &insert.source else {
-            return Ok(());
-        };
-        let rows = SqlStatement::Query(source.clone());
-        let plan = self.logical(Statement::Statement(Box::new(rows))).await?;
-        let mut fields: Vec<_> = plan
-            .schema()
-            .fields()
-            .iter()
-            .map(|field| field.as_ref().clone())
-            .collect();
-        if !insert.columns.is_empty() {
-            if insert.columns.len() != fields.len() {
-                return Err(Error::invalid(format!(
-                    "INSERT INTO {name} names {} columns and selects {}",
-                    insert.columns.len(),
-                    fields.len()
-                )));
-            }
-            for (field, column) in fields.iter_mut().zip(&insert.columns) {
-                let column = column.0.last().map(ToString::to_string).unwrap_or_default();
-                field.set_name(column.trim_matches('"'));
-            }
-        }
-        let schema = Arc::new(arrow::datatypes::Schema::new(fields));
-        let filled = Arc::new(table.with_schema(schema));
-        self.ctx.deregister_table(reference.clone())?;
-        self.ctx.register_table(reference, filled)?;
-        Ok(())
     }
 }
 

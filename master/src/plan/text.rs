@@ -62,6 +62,13 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
         .err();
     check_operators(&tokens)?;
     let shown: Shown<'_> = LazyCell::new(Box::new(|| shown_tokens(sql)));
+    let words: Vec<(Location, String)> = tokens
+        .iter()
+        .filter_map(|token| match &token.token {
+            Token::Word(word) => Some((token.span.start, word.value.to_uppercase())),
+            _ => None,
+        })
+        .collect();
     let mut parser = DFParserBuilder::new(tokens)
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(RECURSION_LIMIT)
@@ -96,6 +103,22 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
                 Token::SemiColon | Token::EOF
             ) {}
         }
+        let statement = statement.map_err(|error| {
+            let end = parser.parser.get_current_token().span.start;
+            let inside = |(at, _): &&(Location, String)| {
+                *at >= first.span.start && (end == Location::empty() || *at <= end)
+            };
+            let words: Vec<&str> = words
+                .iter()
+                .filter(inside)
+                .map(|(_, word)| word.as_str())
+                .collect();
+            let error = wrong(error, &shown);
+            match foreign(&words) {
+                Some(advice) => error.with_hint(advice),
+                None => error,
+            }
+        });
         let is_cut = broken_off.is_some() && parser.parser.peek_token().token == Token::EOF;
         if is_cut {
             // What is left of it may well be a statement, but not the one that was meant.
@@ -107,15 +130,13 @@ pub fn statements(sql: &str) -> Result<Vec<Placed>> {
                 column: number(first.span.start.column),
                 statement: Ok(statement),
             },
-            Err(error) => misplaced(first.span.start, error, &shown),
+            Err(error) => misplaced(first.span.start, error),
         });
     }
     if let Some(error) = broken_off {
-        placed.push(misplaced(
-            error.location,
-            ParserError::from(error).into(),
-            &shown,
-        ));
+        let location = error.location;
+        let error = wrong(ParserError::from(error).into(), &shown);
+        placed.push(misplaced(location, error));
     }
     Ok(placed)
 }
@@ -176,8 +197,7 @@ fn deepens(token: &Token) -> bool {
 }
 
 /// An error, where its message says that it is.
-fn misplaced(begin: Location, error: DataFusionError, shown: &Shown<'_>) -> Placed {
-    let error = wrong(error, shown);
+fn misplaced(begin: Location, error: Error) -> Placed {
     let (line, column) =
         place(&error.to_string()).unwrap_or((number(begin.line), number(begin.column)));
     Placed {
@@ -193,6 +213,25 @@ fn place(message: &str) -> Option<(u32, u32)> {
     let (line, rest) = rest.split_once(", Column: ")?;
     let column = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     Some((line.parse().ok()?, column.parse().ok()?))
+}
+
+/// What to write for words of other systems that are no SQL here.
+fn foreign(words: &[&str]) -> Option<&'static str> {
+    let has = |pair: [&str; 2]| words.windows(2).any(|two| two == pair);
+    if has(["WATERMARK", "FOR"]) {
+        return Some(
+            "the event time and its delay are options: OPTIONS (event_time 'ts', watermark_delay '10 seconds')",
+        );
+    }
+    if has(["TUMBLE", "TABLE"]) || has(["HOP", "TABLE"]) || has(["CUMULATE", "TABLE"]) {
+        return Some(
+            "windows stand in GROUP BY: GROUP BY window(ts, INTERVAL '1 minute') and SELECT window_start, window_end",
+        );
+    }
+    if has(["LATERAL", "VIEW"]) {
+        return Some("SELECT unnest(list) takes a list apart");
+    }
+    None
 }
 
 fn number(place: u64) -> u32 {

@@ -22,7 +22,8 @@ use crate::check::{Finding, Incoming};
 use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::{Error, Result};
 use crate::object_stores;
-use crate::options::Options;
+use crate::options::{Options, meant};
+use crate::secret::redact;
 use crate::sql_types::sql_type;
 use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
@@ -234,8 +235,35 @@ impl FileSink {
     }
 }
 
+/// The file or folder beside a location that may have been meant.
+async fn beside(location: &str) -> Option<String> {
+    let (store, path) = object_stores::open(location).ok()?;
+    let listed = store.list_with_delimiter(Some(&parent(&path))).await.ok()?;
+    let files = listed
+        .objects
+        .iter()
+        .filter_map(|file| file.location.filename());
+    let folders = listed.common_prefixes.iter().filter_map(Path::filename);
+    let names: Vec<&str> = files.chain(folders).collect();
+    meant(path.filename()?, names).map(str::to_owned)
+}
+
 #[async_trait]
 impl Sink for FileSink {
+    async fn absent(&self) -> Result<String> {
+        let location = self.location.trim_end_matches('/');
+        let place = redact(location);
+        // A bucket may take long to be listed.
+        let beside = match object_stores::local_folder(location)? {
+            Some(_) => beside(location).await,
+            None => None,
+        };
+        Ok(match beside {
+            Some(near) => format!("there is nothing at {place}: did you mean {near}?"),
+            None => format!("there is nothing at {place}"),
+        })
+    }
+
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
         self.check(input)?;
         let (store, path) = object_stores::open(&self.location)?;

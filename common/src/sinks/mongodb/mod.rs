@@ -11,6 +11,7 @@ pub(crate) mod writer;
 use crate::check::{Finding, Incoming, Write};
 use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::{Error, Result};
+use crate::options::meant;
 use crate::sources::mongodb::client::Database;
 use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
@@ -44,6 +45,19 @@ pub struct MongoSink {
 
 #[async_trait]
 impl Sink for MongoSink {
+    async fn absent(&self) -> Result<String> {
+        let names = self.database.open().await?.names().await?;
+        let (place, wanted) = (self.database.place(), &self.collection);
+        let known = names.iter().map(String::as_str);
+        Ok(match names.contains(wanted) {
+            true => format!("collection {wanted} of {place} has no documents"),
+            false => match meant(wanted, known) {
+                Some(near) => format!("{place} has no collection {wanted}: did you mean {near}?"),
+                None => format!("{place} has no collection {wanted}"),
+            },
+        })
+    }
+
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
         if overwrite {
             return Err(Error::invalid(format!(

@@ -12,7 +12,7 @@ pub(crate) mod writer;
 use crate::check::{Finding, Incoming};
 use crate::connector::{PlannedSink, Sink, SinkRun};
 use crate::error::Result;
-use crate::sources::postgres::catalog::TableName;
+use crate::sources::postgres::catalog::{self, TableName};
 use crate::sources::postgres::client::Database;
 use crate::stream::{OutputMode, StreamSink, no_stream_sink};
 use arrow::datatypes::SchemaRef;
@@ -49,6 +49,11 @@ pub struct PostgresSink {
 
 #[async_trait]
 impl Sink for PostgresSink {
+    async fn absent(&self) -> Result<String> {
+        let mut client = self.database.connect().await?;
+        catalog::absent(&mut client, &self.name).await
+    }
+
     async fn plan(&self, input: &SchemaRef, overwrite: bool, run: &SinkRun) -> Result<PlannedSink> {
         let mut client = self.database.connect().await?;
         let target = Target::plan(self, input, overwrite, &mut client).await?;

@@ -3,6 +3,7 @@
 use super::client::{Client, quote};
 use super::types::{Comparison, Kind, UNBOUNDED_NUMERIC};
 use crate::error::{Error, Result};
+use crate::options::meant;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -161,6 +162,48 @@ pub async fn relation(client: &mut Client, name: &TableName) -> Result<Option<Re
         row_security: value(row, 4)?,
         columns: columns(client, oid).await?,
     }))
+}
+
+/// Says that there is no table of a name, and which may have been meant.
+///
+/// # Errors
+/// The server's.
+pub async fn absent(client: &mut Client, name: &TableName) -> Result<String> {
+    // Those that the name would find first; no more than somebody could have meant.
+    const TABLES: &str = "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_table_is_visible(c.oid) \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'm', 'p', 'v', 'f') \
+         AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
+         AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') \
+         ORDER BY 3 DESC, 1, 2 LIMIT 10000";
+    let mut known = Vec::new();
+    for row in client.rows(TABLES, &[]).await? {
+        let (schema, table): (String, String) = (value(&row, 0)?, value(&row, 1)?);
+        let is_found: bool = value(&row, 2)?;
+        known.push(match is_found && name.schema.is_none() {
+            true => table,
+            false => format!("{schema}.{table}"),
+        });
+    }
+    let wanted = match &name.schema {
+        Some(schema) => format!("{schema}.{}", name.table),
+        None => name.table.clone(),
+    };
+    // A table of that name in a schema that is not searched.
+    let behind = known.iter().find(|known| {
+        name.schema.is_none()
+            && known
+                .split_once('.')
+                .is_some_and(|(_, table)| table == wanted)
+    });
+    let near = behind
+        .map(String::as_str)
+        .or_else(|| meant(&wanted, known.iter().map(String::as_str)));
+    let place = client.place();
+    Ok(match near {
+        Some(near) => format!("{place} has no table {wanted}: did you mean {near}?"),
+        None => format!("{place} has no table {wanted}"),
+    })
 }
 
 /// The columns in their order, domains taken as the types below them.

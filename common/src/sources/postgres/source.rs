@@ -169,15 +169,11 @@ impl Source for PostgresSource {
         let snapshot = Snapshot::of(request.scope, &self.database).await?;
         let (relation, cuts) = {
             let mut client = snapshot.client().await;
-            let relation = catalog::relation(&mut client, &self.name)
-                .await?
-                .ok_or_else(|| {
-                    Error::invalid(format!(
-                        "{} does not exist in {}",
-                        self.name.quoted(),
-                        client.place()
-                    ))
-                })?;
+            let Some(relation) = catalog::relation(&mut client, &self.name).await? else {
+                return Err(Error::invalid(
+                    catalog::absent(&mut client, &self.name).await?,
+                ));
+            };
             if relation.lockable {
                 // TRUNCATE and rewrites do not respect snapshots: they wait until the job has read.
                 let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", relation.quoted());

@@ -13,8 +13,7 @@ mod tests;
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, Result, SchemaError};
-use datafusion::error::DataFusionError;
+use datafusion::common::{Column, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, LogicalPlanBuilder, ScalarUDF};
 use datafusion::optimizer::AnalyzerRule;
@@ -67,24 +66,6 @@ fn check(plan: &LogicalPlan) -> Result<()> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(())
-}
-
-/// An error of planning, with advice if a column was not found that only windows have.
-pub(crate) fn without_window(error: DataFusionError) -> Error {
-    let missing = match error.find_root() {
-        DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
-            SchemaError::FieldNotFound { field, .. } => Some(field.name().to_owned()),
-            _ => None,
-        },
-        _ => None,
-    };
-    let error = Error::from(error);
-    match missing.as_deref() {
-        Some(name @ ("window_start" | "window_end")) => Error::invalid(format!(
-            "{error}; {name} is there where rows are grouped by a window: write GROUP BY window(ts, INTERVAL '1 minute')"
-        )),
-        _ => error,
-    }
 }
 
 /// Whether an expression is the call that stands for a window.
