@@ -85,7 +85,7 @@ impl Table {
         };
         match absent {
             Ok(what) => Error::invalid(format!(
-                "table {} does not exist yet, so it cannot be read: {what}. If the job is to make it, INSERT INTO it first, or declare its columns",
+                "table {} does not exist yet, so it cannot be read: {what}; if the job is to make it, INSERT INTO it first, or declare its columns",
                 self.name
             )),
             Err(error) => error.context(format!("table {}", self.name)),
