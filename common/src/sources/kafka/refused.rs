@@ -174,7 +174,7 @@ mod tests {
             ("\"bob\"", "the message is \"bob\", and no JSON object"),
             (
                 "[{\"orderid\":1}]",
-                "the message is [{\"orderid\":1}], and no JSON object",
+                "the message is [{\"orderid\": 1}], and no JSON object",
             ),
             (
                 "{\"orderid\":1,\"n\":\"many\"}",
@@ -186,7 +186,7 @@ mod tests {
             ),
             (
                 "{\"orderid\":1,\"name\":{\"x\":1}}",
-                "column name is VARCHAR, and the message has {\"x\":1}",
+                "column name is VARCHAR, and the message has {\"x\": 1}",
             ),
             (
                 "{\"orderid\":1,\"at\":[1]}",
