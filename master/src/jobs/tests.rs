@@ -139,7 +139,7 @@ async fn a_restarted_master_still_tells_how_the_last_job_of_a_name_ended() {
 #[tokio::test]
 async fn a_name_that_is_no_label_is_refused() {
     let catalogue = Catalogue::new().await;
-    for name in [&"n".repeat(129), "a\nb", "\u{1b}[2J"] {
+    for name in ["n".repeat(129).as_str(), "a\nb", "\u{1b}[2J"] {
         let refused = catalogue.stream(name, "sql").await.unwrap_err();
         assert!(refused.to_string().contains("--name"), "{refused}");
     }

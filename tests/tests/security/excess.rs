@@ -3,7 +3,7 @@
 use crate::guarded::{Guard, Guarded, READ, SUBMIT, addresses, command, folder, refusal};
 use anyhow::{Context, Result};
 use essaim_proto::v1::jobs_client::JobsClient;
-use essaim_proto::v1::{CheckRequest, GetRequest, ListRequest, SubmitRequest};
+use essaim_proto::v1::{CheckRequest, Finding, GetRequest, ListRequest, SubmitRequest};
 use essaim_tests::sql::numbers;
 use essaim_tests::{SOON, http, wait_for};
 use serde_json::Value;
@@ -99,8 +99,8 @@ async fn names_lists_and_texts_have_their_limits() -> Result<()> {
 
     let sql = "SELECT 1;".repeat(110_000);
     let answer = jobs.check(CheckRequest { sql }).await?.into_inner();
-    assert_eq!(answer.findings.len(), 1, "{answer:?}");
-    assert!(answer.findings[0].what.contains("statements"), "{answer:?}");
+    let is_told = |finding: &Finding| finding.what.contains("statements");
+    assert!(answer.findings.iter().any(is_told), "{answer:?}");
     Ok(())
 }
 
