@@ -32,7 +32,11 @@ async fn a_master_whose_log_nobody_reads_goes_on_and_counts_what_is_lost() -> Re
     let mut jobs = JobsClient::connect(format!("http://{grpc}")).await?;
     wait_for("lines to be dropped", SOON, async || {
         for _ in 0..100 {
-            jobs.list(ListRequest { limit: 1 }).await?;
+            jobs.list(ListRequest {
+                limit: 1,
+                ..ListRequest::default()
+            })
+            .await?;
         }
         assert_eq!(http::get(status, "/healthz").await?.0, 200);
         let (_, metrics) = http::get(status, "/metrics").await?;
@@ -89,7 +93,10 @@ async fn names_lists_and_texts_have_their_limits() -> Result<()> {
         refusal(cluster.query(SUBMIT, &long).await.map_err(as_status))?;
     }
     let mut reader = cluster.jobs(READ).await?;
-    let request = ListRequest { limit: u32::MAX };
+    let request = ListRequest {
+        limit: u32::MAX,
+        ..ListRequest::default()
+    };
     let listed = reader.list(request).await?.into_inner().jobs;
     assert_eq!(listed.len(), 76);
     assert!(listed.iter().all(|job| job.sql.is_empty()));

@@ -32,7 +32,7 @@ async fn readers_see_no_secret_of_the_sql_whether_it_is_right_or_wrong() -> Resu
     let listed = listed["jobs"].as_array().context("jobs")?;
     assert_eq!(listed.len(), TABLES.len(), "{page}");
     let mut reader = cluster.jobs(READ).await?;
-    let jobs = reader.list(ListRequest { limit: 0 }).await?;
+    let jobs = reader.list(ListRequest::default()).await?;
     let mut shown = page.clone() + &format!("{jobs:?}") + &cluster.written()?;
     for job in listed {
         let id = job["id"].as_str().context("id")?;
