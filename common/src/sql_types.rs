@@ -117,7 +117,8 @@ mod tests {
             "INTERVAL",
             "VARCHAR[]",
             "BIGINT[][]",
-            "STRUCT<a BIGINT, \"deepKey\" STRUCT<b VARCHAR[]>>[]",
+            "STRUCT<a BIGINT, \"deepKey\" STRUCT<b VARCHAR[]>>",
+            "STRUCT<a BIGINT, b VARCHAR>[]",
         ] {
             let sql = format!("SELECT CAST(NULL AS {written}) AS x");
             let frame = session.sql(&sql).await.unwrap();

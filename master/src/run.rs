@@ -251,7 +251,9 @@ fn exchange_error(error: &DataFusionError) -> Error {
         "Unavailable",
         "stream closed",
     ];
-    if broken.iter().any(|sign| text.contains(sign)) {
+    // Its report names the operators that hold the most, and one of them is a WorkerConnection.
+    let is_full = text.contains("Resources exhausted");
+    if !is_full && broken.iter().any(|sign| text.contains(sign)) {
         Error::unavailable(error.strip_backtrace())
     } else {
         Error::from(error)

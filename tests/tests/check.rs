@@ -245,7 +245,6 @@ fn wrong_jobs(fixture: &Fixture) -> Vec<Wrong> {
         ("CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION '/tmp/nowhere/' OPTIONS (compression 'snappy');".into(), 1, "table t: option compression 'snappy': for PARQUET write 'parquet.compression'"),
         ("CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/tmp/nowhere/' OPTIONS (compression 'snappy');".into(), 1, "table t: option compression 'snappy': write 'gzip'"),
         (postgres("jdbc:postgresql://u:hunter2@h/d"), 1, "is 'postgres://HOST:PORT/DATABASE', without jdbc: in front, with USER:PASSWORD@ before HOST"),
-        ("INSERT INTO keyed SELECT k, DATE '2024-01-01' AS n FROM names;".into(), 1, "which does not take DATE: CAST it to BIGINT"),
     ];
     jobs
 }
@@ -338,12 +337,12 @@ async fn what_may_go_wrong_later_is_a_warning_that_only_strict_fails() -> Result
         (
             "INSERT INTO keyed SELECT k, count(*) AS n FROM untimed GROUP BY window(at, INTERVAL '1 minute'), k;".to_owned(),
             after,
-            "groups of count(*) by window(untimed.at, '1 minute'), untimed.k, so",
+            "groups of count(*) by window(untimed.at, '1 minute'), k, so",
         ),
         (
             "INSERT INTO keyed SELECT DISTINCT ON (k) k, v AS n FROM untimed;".to_owned(),
             after,
-            "groups of DISTINCT ON (untimed.k), so",
+            "groups of DISTINCT ON (k), so",
         ),
         (
             stream("bounded", &fixture.topic, "event_time 'at', watermark_delay '1 minute', on_error 'skip'")

@@ -77,7 +77,7 @@ fn a_flag_wins_over_a_variable_over_the_file_over_the_default() -> Result<()> {
         all["worker"]["slots"],
         json!({"value": "5", "source": line(6)})
     );
-    assert_eq!(all["client"]["master"]["value"], "http://user:***@m:7077");
+    assert_eq!(all["client"]["master"]["value"], "http://***@m:7077");
     assert_eq!(all["master"]["listen"]["value"], "127.0.0.1:1");
 
     let text = essaim(&["config", "--config", &path], &[])?;
@@ -139,7 +139,7 @@ fn empty_file_roots_are_an_error_and_no_open_door() -> Result<()> {
     for output in [of_file, of_variable] {
         assert_ne!(output.status.code(), Some(0));
         assert!(
-            stderr(&output).contains("write none"),
+            stderr(&output).replace('"', "").contains("write none"),
             "{}",
             stderr(&output)
         );

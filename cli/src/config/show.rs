@@ -231,6 +231,6 @@ mod tests {
         assert_eq!(hidden("token", "abc"), "***");
         assert_eq!(hidden("http-token", ""), "");
         assert_eq!(hidden("token-file", "/etc/token"), "/etc/token");
-        assert_eq!(hidden("master", "http://u:p@h:1"), "http://u:***@h:1");
+        assert_eq!(hidden("master", "http://u:p@h:1"), "http://***@h:1");
     }
 }

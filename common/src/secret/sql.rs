@@ -1,6 +1,6 @@
 //! SQL as people may see it. Whoever may look at jobs need not be one who may know what they log in with.
 
-use super::urls::{Extent, redact_urls};
+use super::urls::{Extent, is_variable, redact_urls};
 use super::{MASK, names_a_secret};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace};
@@ -348,10 +348,7 @@ fn is_reference(value: &str) -> bool {
         }
         _ => value,
     };
-    let name = value.strip_prefix("${").and_then(|v| v.strip_suffix('}'));
-    value.is_empty()
-        || value == MASK
-        || name.is_some_and(|n| n.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+    value.is_empty() || value == MASK || is_variable(value)
 }
 
 #[cfg(test)]

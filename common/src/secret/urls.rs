@@ -41,6 +41,7 @@ fn redact_url(url: &str, of_http: bool) -> String {
     let (mut shown, rest) = match user_info {
         Some(at) => {
             let user = match url[..at].split_once(':') {
+                Some((user, password)) if is_variable(password) => format!("{user}:{password}"),
                 _ if of_http => MASK.to_owned(),
                 Some((user, _)) => format!("{user}:{MASK}"),
                 None => url[..at].to_owned(),
@@ -62,6 +63,14 @@ fn redact_url(url: &str, of_http: bool) -> String {
         shown.push_str(separator);
     }
     shown
+}
+
+/// Whether a value is one `${VAR}` that is not filled in: it names a secret and is none.
+pub(super) fn is_variable(value: &str) -> bool {
+    let name = value.strip_prefix("${").and_then(|v| v.strip_suffix('}'));
+    name.is_some_and(|name| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    })
 }
 
 /// `name=value` of a URL's query, without the value if it is called like a key.

@@ -102,7 +102,7 @@ async fn an_insert_whose_names_say_another_order_than_the_table_is_refused() -> 
             "b 1.50 2",
         ),
         (
-            "INSERT INTO t SELECT k, orders, orders FROM t WHERE k = 'b'".to_owned(),
+            "INSERT INTO t SELECT k, orders AS amount, orders FROM t WHERE k = 'b'".to_owned(),
             "b 2.00 2",
         ),
         (

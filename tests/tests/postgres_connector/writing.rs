@@ -272,7 +272,7 @@ async fn values_are_written_in_the_types_of_the_table_that_is_there() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("is smallint, which does not take Utf8"),
+        error.contains("is smallint, which does not take VARCHAR"),
         "{error}"
     );
     place.drop().await;

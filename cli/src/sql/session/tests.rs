@@ -144,7 +144,7 @@ async fn json_has_one_document_a_result_and_none_a_declaration() {
 async fn declarations_are_listed_as_they_were_typed() {
     let fake = Fake::start(Job::default()).await;
     let mut session = session(&fake, Format::Table).await;
-    let table = "CREATE EXTERNAL TABLE t (a INT, -- key\n  b INT)\nSTORED AS POSTGRES \
+    let table = "CREATE EXTERNAL TABLE t (a INT, -- the number\n  b INT)\nSTORED AS POSTGRES \
         LOCATION 'postgres://a:${PGPASSWORD}@h/d' OPTIONS (table 'x  y')";
     let view = "CREATE VIEW v AS\nSELECT 1";
     say(&mut session, &format!("{table};{view};\n"))
