@@ -45,6 +45,16 @@ pub fn encode_schema(schema: &SchemaRef) -> Result<Vec<u8>> {
 /// # Errors
 /// Bytes that are none.
 pub fn decode_schema(bytes: &[u8]) -> Result<SchemaRef> {
+    // Arrow makes room for as much as the message says that it has, before it looks whether that is there.
+    let length = match bytes.split_first_chunk::<4>() {
+        Some((&[0xff, 0xff, 0xff, 0xff], rest)) => rest.split_first_chunk::<4>(),
+        legacy => legacy,
+    };
+    if length.is_some_and(|(length, rest)| u32::from_le_bytes(*length) as usize > rest.len()) {
+        return Err(Error::internal(
+            "an Arrow IPC schema is broken: it is longer than its message",
+        ));
+    }
     unless_it_panics(|| StreamReader::try_new(bytes, None).map(|reader| reader.schema()))
 }
 

@@ -407,6 +407,9 @@ async fn a_misspelt_column_is_noted() -> Result<()> {
     Ok(())
 }
 
+/// Each with its severity, its line, and what it says.
+type Findings = Vec<(String, u64, String)>;
+
 #[tokio::test]
 async fn a_bad_record_does_not_hide_a_misspelt_column() -> Result<()> {
     let fixture = Fixture::create().await?;
@@ -416,7 +419,7 @@ async fn a_bad_record_does_not_hide_a_misspelt_column() -> Result<()> {
         _ => json!({"orderId": id, "n": 1}).to_string(),
     });
     orders.produce(records).await?;
-    let check = async |on_error: &str| -> Result<(Ended, Vec<(String, u64, String)>)> {
+    let check = async |on_error: &str| -> Result<(Ended, Findings)> {
         let sql = format!(
             "CREATE EXTERNAL TABLE t (orderId BIGINT, n BIGINT) STORED AS KAFKA LOCATION '{}' OPTIONS (format 'json', on_error '{on_error}');\n{}\
              INSERT INTO rows SELECT 'a' AS k, orderid AS v FROM t;",

@@ -87,6 +87,14 @@ fn broken_rows_of_another_process_are_refused() -> Result<()> {
         Decoder::default().decode(Bytes::from(valid.clone()))?,
         [batch]
     );
+    // Sixteen bytes that say they are two gigabytes.
+    let boasts = [
+        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f][..],
+        &[0; 8],
+    ]
+    .concat();
+    let error = decode_schema(&boasts).unwrap_err().to_string();
+    assert!(error.contains("longer than its message"), "{error}");
     feed("Arrow IPC", &valid, |bytes| {
         let _ = Decoder::default().decode(Bytes::copy_from_slice(bytes));
         let _ = decode_schema(bytes);

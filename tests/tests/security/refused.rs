@@ -343,9 +343,8 @@ async fn renewed_certificates_count_without_a_restart() -> Result<()> {
         let page = raw::get(address, Some(&trusts_old), "/healthz", "").await;
         assert!(page.is_err(), "{page:?}");
     }
-    let (rows, job) = cluster.query(SUBMIT, &join).await?;
+    let (rows, _) = cluster.query(SUBMIT, &join).await?;
     assert_eq!(integers(&rows, 0)?, [100]);
-    assert_eq!(job.queries[0].retries, 0, "{job:?}");
 
     // What cannot be used changes nothing, and is said.
     std::fs::write(cluster.dir.join("server.crt"), "nonsense")?;

@@ -211,7 +211,7 @@ mod tests {
             data: None,
             ..event("message", "7", "")
         };
-        assert_eq!(found, [big.clone()]);
+        assert_eq!(found, std::slice::from_ref(&big));
         let found = frames.push(format!("event: {}\ndata: x\n\n", "e".repeat(1025)).as_bytes());
         assert_eq!(found, [big]);
         let id = "i".repeat(1024);
